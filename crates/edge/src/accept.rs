@@ -1,0 +1,184 @@
+//! From an accepted TCP connection to the HTTP version it speaks.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use foregate_routing::TlsVersion;
+use http::StatusCode;
+use rustls::server::Acceptor;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::LazyConfigAcceptor;
+
+use crate::limit::Permit;
+use crate::peer::{Peer, TlsPeer, canonical};
+use crate::worker::Worker;
+use crate::{h1, h2};
+
+/// How a client of HTTP/2 with prior knowledge begins (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves one accepted connection to its end.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    address: SocketAddr,
+    permit: Permit,
+    secure: bool,
+) {
+    let _open = worker.connected();
+    let Ok(local) = stream.local_addr().map(canonical) else { return };
+    // Small responses must not wait for an acknowledgement.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    if secure {
+        tls(worker, stream, address, local, permit).await;
+    } else {
+        plain(worker, stream, Peer { address, local, tls: None, _permit: permit }).await;
+    }
+}
+
+/// HTTP/1.1, or HTTP/2 if that is how the client begins.
+async fn plain(worker: Rc<Worker>, mut stream: TcpStream, peer: Peer) {
+    let limit = worker.current().settings.timeouts.request_head;
+    let mut first = BytesMut::with_capacity(PREFACE.len());
+    let begins_as_http2 = |first: &[u8]| PREFACE.starts_with(first) || first.starts_with(PREFACE);
+    let sniff = async {
+        loop {
+            if stream.read_buf(&mut first).await? == 0 {
+                return Ok(false);
+            }
+            if !begins_as_http2(&first) || first.len() >= PREFACE.len() {
+                return io::Result::Ok(true);
+            }
+        }
+    };
+    if !matches!(within(limit, sniff).await, Some(Ok(true))) {
+        return;
+    }
+    let peer = Rc::new(peer);
+    if begins_as_http2(&first) {
+        h2::serve(worker, peer, Rewound { first, stream }).await;
+    } else {
+        h1::serve(worker, peer, stream, first).await;
+    }
+}
+
+async fn tls(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, local: SocketAddr, permit: Permit) {
+    let live = worker.current();
+    let limit = live.settings.timeouts.handshake;
+    let handshake = async {
+        let mut acceptor = std::pin::pin!(LazyConfigAcceptor::new(Acceptor::default(), stream));
+        let start = match acceptor.as_mut().await {
+            Ok(start) => start,
+            Err(error) => {
+                if let Some(stream) = acceptor.take_io() {
+                    explain(stream).await;
+                }
+                return Err(error);
+            }
+        };
+        let sni = start.client_hello().server_name().map(|name| name.to_ascii_lowercase().into_boxed_str());
+        let site = sni.as_deref().and_then(|sni| live.routing.host(sni, local.ip()));
+        let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
+        let config = match floor {
+            TlsVersion::V1_2 => &live.tls.tls12,
+            TlsVersion::V1_3 => &live.tls.modern,
+        };
+        let stream = start.into_stream(Arc::clone(config)).await?;
+        // The handshake has succeeded, so there was one to present.
+        let certificate = live.certificates.present(sni.as_deref()).cloned();
+        let certificate = certificate.ok_or_else(|| io::Error::other("no certificate"))?;
+        Ok((stream, TlsPeer { sni, certificate, floor }))
+    };
+    let (stream, tls) = match within(limit, handshake).await {
+        Some(Ok(done)) => done,
+        Some(Err(error)) => {
+            tracing::debug!(peer = %address, %error, "TLS handshake failed");
+            return;
+        }
+        None => {
+            tracing::debug!(peer = %address, "TLS handshake took longer than timeouts.handshake");
+            return;
+        }
+    };
+    drop(live);
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let peer = Rc::new(Peer { address, local, tls: Some(tls), _permit: permit });
+    if http2 {
+        h2::serve(worker, peer, stream).await;
+    } else {
+        h1::serve(worker, peer, stream, BytesMut::new()).await;
+    }
+}
+
+/// Plain HTTP on the HTTPS port is a mistake people make; a sentence is kinder than a reset.
+async fn explain(mut stream: TcpStream) {
+    let text = format!(
+        "HTTP/1.1 {} Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n\
+         This port speaks HTTPS; use https:// in the address.\n",
+        StatusCode::BAD_REQUEST.as_u16()
+    );
+    _ = stream.write_all(text.as_bytes()).await;
+    _ = stream.shutdown().await;
+}
+
+/// `None` when the limit has passed.
+async fn within<T>(limit: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        Some(limit) => timeout(limit, work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
+/// A connection whose first bytes were read already.
+struct Rewound {
+    first: BytesMut,
+    stream: TcpStream,
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let n = self.first.len().min(buf.remaining());
+        buf.put_slice(self.first.get(..n).unwrap_or_default());
+        self.first.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,47 @@
+//! How a worker ends: serving, draining, closing.
+
+use std::cell::Cell;
+
+use tokio::sync::Notify;
+
+/// Only ever moves forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Serving,
+    /// No new connections; every connection ends after what it is doing.
+    Draining,
+    /// Nothing runs any more, or time is up: idle connections end now.
+    Closing,
+}
+
+/// A worker's phase, and the wait for the next.
+pub(crate) struct Drain {
+    phase: Cell<Phase>,
+    changed: Notify,
+}
+
+impl Drain {
+    pub(crate) fn new() -> Drain {
+        Drain { phase: Cell::new(Phase::Serving), changed: Notify::new() }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the worker is in this phase or a later one.
+    pub(crate) async fn reached(&self, phase: Phase) {
+        loop {
+            let changed = self.changed.notified();
+            if self.phase.get() >= phase {
+                return;
+            }
+            changed.await;
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The data plane as a whole: starting its workers and draining them.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use foregate_routing::Publisher;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::drain::Phase;
+use crate::h3::{self, Quic};
+use crate::limit::{Connections, Full};
+use crate::listen::{BindError, Listening, Sockets, bind};
+use crate::peer::canonical;
+use crate::settings::Settings;
+use crate::worker::Worker;
+use crate::{Live, accept};
+
+/// Open files that are not connections: sockets, logs, certificates, the runtime's own.
+const OTHER_FILES: u64 = 128;
+/// A gateway with less than this is not one.
+const MIN_CONNECTIONS: u64 = 64;
+/// How long nothing must have run before idle connections are closed in a drain: a request that is just
+/// on its way on one of them is still answered.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// The running data plane.
+pub struct Gateway {
+    listeners: Vec<Listening>,
+    stop: watch::Sender<Option<Duration>>,
+    threads: Vec<JoinHandle<()>>,
+    live: Publisher<Live>,
+}
+
+/// Why the data plane did not start. Displays what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(
+        "the open-file limit of {limit} is too low for {wanted} connections, which need up to two files each; \
+         raise it (LimitNOFILE= in the systemd unit, or `ulimit -n`), or lower server.limits.connections"
+    )]
+    FileLimit { limit: u64, wanted: u64 },
+    #[error("a worker cannot start: {0}")]
+    Worker(String),
+}
+
+impl Gateway {
+    /// Binds every listener and starts the workers. Nothing runs if anything fails.
+    ///
+    /// # Errors
+    /// Which listener or limit, why, and what to do.
+    pub fn start(live: Publisher<Live>) -> Result<Gateway, StartError> {
+        let settings = live.load().settings.clone();
+        let workers = settings.workers.map_or_else(
+            || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            std::num::NonZero::get,
+        );
+        let connections = Connections::new(connection_limit(&settings)?, settings.limits.connections_per_ip);
+        let quic = Quic::new().map_err(|_| StartError::Worker("no random numbers".to_owned()))?;
+        let (listeners, sockets) = bind(&settings, workers)?;
+
+        let (stop, stopping) = watch::channel(None);
+        let mut threads = Vec::with_capacity(workers);
+        let (report, reports) = std::sync::mpsc::channel();
+        for (number, sockets) in sockets.into_iter().enumerate() {
+            let (live, connections, quic) = (live.clone(), connections.clone(), quic.clone());
+            let (stopping, report) = (stopping.clone(), report.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || run(&live, connections, quic, sockets, stopping, &report))
+                .map_err(|error| StartError::Worker(error.to_string()))?;
+            threads.push(thread);
+        }
+        drop(report);
+        // Each worker reports once when it accepts; one that panicked has dropped its end.
+        for _ in 0..workers {
+            match reports.recv() {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => return Err(StartError::Worker(reason)),
+                Err(_) => return Err(StartError::Worker("it stopped while starting".to_owned())),
+            }
+        }
+        Ok(Gateway { listeners, stop, threads, live })
+    }
+
+    /// The addresses listened on, in the order of the configuration.
+    #[must_use]
+    pub fn listeners(&self) -> &[Listening] {
+        &self.listeners
+    }
+
+    /// Stops accepting, finishes what runs, at most `settings.timeouts.drain`, and returns when the
+    /// workers are gone. Blocks.
+    pub fn drain(self) {
+        let limit = self.live.load().settings.timeouts.drain;
+        self.stop.send_replace(Some(limit));
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker ended with a panic");
+            }
+        }
+    }
+}
+
+/// How many client connections the process may have. Each may need a second file for its VM.
+fn connection_limit(settings: &Settings) -> Result<usize, StartError> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if let Some(maximum) = limit.maximum {
+        limit.current = Some(maximum);
+        // The hard limit is ours to use; if even that is refused, the soft one counts.
+        _ = setrlimit(Resource::Nofile, limit);
+    }
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let possible = files.saturating_sub(OTHER_FILES) / 2;
+    let wanted = settings.limits.connections.map(|wanted| wanted as u64);
+    if possible < wanted.unwrap_or(MIN_CONNECTIONS) {
+        return Err(StartError::FileLimit { limit: files, wanted: wanted.unwrap_or(MIN_CONNECTIONS) });
+    }
+    Ok(usize::try_from(wanted.unwrap_or(possible)).unwrap_or(usize::MAX))
+}
+
+type Report = std::sync::mpsc::Sender<Result<(), String>>;
+
+/// The life of a worker thread.
+fn run(
+    live: &Publisher<Live>,
+    connections: Arc<Connections>,
+    quic: Quic,
+    sockets: Sockets,
+    mut stopping: watch::Receiver<Option<Duration>>,
+    report: &Report,
+) {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            _ = report.send(Err(error.to_string()));
+            return;
+        }
+    };
+    runtime.block_on(async {
+        let worker = match Worker::new(live, connections) {
+            Ok(worker) => worker,
+            Err(error) => {
+                _ = report.send(Err(error.to_string()));
+                return;
+            }
+        };
+        if let Err(error) = start(&worker, &quic, sockets) {
+            _ = report.send(Err(error.to_string()));
+            return;
+        }
+        _ = report.send(Ok(()));
+        let sweeper = worker.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                sweeper.client.sweep();
+            }
+        });
+        // The sender is dropped only with the process.
+        let limit = stopping.wait_for(Option::is_some).await.ok().and_then(|limit| *limit);
+        finish(&worker, limit.unwrap_or_default()).await;
+    });
+}
+
+/// Starts the worker's accept loops.
+fn start(worker: &Rc<Worker>, quic: &Quic, sockets: Sockets) -> Result<(), Box<dyn std::error::Error>> {
+    for (socket, secure) in sockets.tcp {
+        let listener = TcpListener::from_std(socket)?;
+        tokio::task::spawn_local(accept_tcp(worker.clone(), listener, secure));
+    }
+    for socket in sockets.udp {
+        let endpoint = quinn::Endpoint::new(
+            quinn::EndpointConfig::default(),
+            Some(quic.server_config(&worker.current())?),
+            socket,
+            Arc::new(quinn::TokioRuntime),
+        )?;
+        tokio::task::spawn_local(h3::accept(worker.clone(), endpoint, quic.clone()));
+    }
+    Ok(())
+}
+
+/// Accepts until the worker drains. Awaits nothing but `accept`.
+async fn accept_tcp(worker: Rc<Worker>, listener: TcpListener, secure: bool) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = worker.drain.reached(Phase::Draining) => break,
+        };
+        match accepted {
+            Ok(accepted) => admit(&worker, accepted, secure),
+            Err(error) => refused(&error).await,
+        }
+    }
+    // What the kernel has accepted for us already would be reset when the listener closes.
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    while let std::task::Poll::Ready(Ok(accepted)) = listener.poll_accept(&mut cx) {
+        admit(&worker, accepted, secure);
+    }
+}
+
+fn admit(worker: &Rc<Worker>, (stream, address): (tokio::net::TcpStream, std::net::SocketAddr), secure: bool) {
+    let address = canonical(address);
+    match worker.connections.admit(address.ip()) {
+        Ok(permit) => {
+            let worker = worker.clone();
+            tokio::task::spawn_local(accept::serve(worker, stream, address, permit, secure));
+        }
+        Err(Full::Process) => tracing::warn!(peer = %address, "connection refused: limits.connections reached"),
+        Err(Full::Client) => {
+            tracing::debug!(peer = %address, "connection refused: limits.connections_per_ip reached");
+        }
+    }
+}
+
+/// `accept` fails for reasons of one connection, or because files or memory are short; then it would fail
+/// again at once.
+async fn refused(error: &io::Error) {
+    let of_one = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
+    if !of_one.contains(&error.kind()) {
+        tracing::error!(%error, "a connection cannot be accepted; raise the open-file limit if this goes on");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Lets what runs end, then closes what is idle.
+async fn finish(worker: &Rc<Worker>, limit: Duration) {
+    let until = Instant::now() + limit;
+    worker.drain.enter(Phase::Draining);
+    let mut quiet_since = Instant::now();
+    while Instant::now() < until && worker.open() > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if worker.running() > 0 {
+            quiet_since = Instant::now();
+        } else if quiet_since.elapsed() >= QUIET {
+            break;
+        }
+    }
+    if worker.running() > 0 {
+        tracing::warn!(requests = worker.running(), "drain is over: requests that still ran are cut");
+    }
+    worker.drain.enter(Phase::Closing);
+    // A moment for goodbyes: TLS close_notify, QUIC CONNECTION_CLOSE.
+    let goodbyes = Instant::now() + Duration::from_millis(250);
+    while Instant::now() < goodbyes && worker.open() > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

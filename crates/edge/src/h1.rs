@@ -1,0 +1,408 @@
+//! One HTTP/1.1 (or 1.0) connection: head, exchange, response, again (RFC 9112).
+
+mod body;
+mod chunked;
+mod head;
+mod response;
+mod wire;
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use foregate_exchange::{Body, Failure};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use self::body::RequestBody;
+use self::chunked::Piece;
+use self::head::{Framing, Head, Refusal, Search};
+use self::response::{Asked, Ending};
+use self::wire::{Bare, Wire};
+use crate::answer::Answer;
+use crate::deadline::Deadline;
+use crate::drain::Phase;
+use crate::peer::Peer;
+use crate::proxy;
+use crate::worker::Worker;
+
+/// What of a body nobody wanted is read away to keep the connection; beyond it closing is cheaper.
+const DISCARD: usize = 256 * 1024;
+/// How long a closed connection is read on, so that a late byte's reset does not destroy the answer
+/// (RFC 9112, section 9.6).
+const LINGER: Duration = Duration::from_secs(2);
+/// What a client may send ahead while its request is being answered.
+const PIPELINED: usize = 64 * 1024;
+
+/// Serves a connection to its end. `first` has been read from it already.
+pub(crate) async fn serve<IO>(worker: Rc<Worker>, peer: Rc<Peer>, io: IO, first: BytesMut)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let wire = Rc::new(Wire::new(io, first));
+    let mut connection = Connection { worker, peer, wire, deadline: Deadline::default(), served: false };
+    if let Err(error) = connection.run().await {
+        tracing::debug!(peer = %connection.peer.address, %error, "connection ended");
+    }
+}
+
+struct Connection<IO> {
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    wire: Rc<Wire<IO>>,
+    deadline: Deadline,
+    /// A request has been answered: from now on waiting for a head is keep-alive.
+    served: bool,
+}
+
+/// What reading a head led to.
+enum Next {
+    Head(Box<Head>),
+    Refused(Refusal),
+    /// The client is gone, or has been idle for too long, or the gateway is closing.
+    Nothing,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
+    async fn run(&mut self) -> io::Result<()> {
+        loop {
+            let head = match self.next().await? {
+                Next::Head(head) => *head,
+                Next::Refused(refusal) => return self.refuse(refusal).await,
+                Next::Nothing => return poll_fn(|cx| self.wire.poll_shutdown(cx)).await,
+            };
+            let _running = self.worker.begin();
+            let keep_alive = head.keep_alive;
+            let (asked, response) = match self.exchange(head).await? {
+                Some(answered) => answered,
+                None => return Ok(()),
+            };
+            let (head, body) = response.into_parts();
+            if let Body::Tunnel(tunnel) = body {
+                self.wire.put(|out| {
+                    response::head(out, head.status, &head.headers, Ending::None, &asked, false);
+                });
+                self.flush().await?;
+                return tunnel.join(Bare(self.wire.clone())).await;
+            }
+            let body_left = !self.wire.body_is_done();
+            // A client that was never told to send its body may or may not do so: nobody can tell.
+            let close = !keep_alive
+                || self.worker.drain.phase() > Phase::Serving
+                || (body_left && (self.wire.owes_continue.get() || Rc::strong_count(&self.wire) > 1));
+            // Once the response begins, a 100 would be taken for another one.
+            self.wire.owes_continue.set(false);
+            let ending = asked.ending(head.status, &body.size_hint());
+            let close = close || ending == Ending::Close;
+            self.wire.put(|out| response::head(out, head.status, &head.headers, ending, &asked, close));
+            self.respond(&head.headers, body, ending, &asked).await?;
+            self.served = true;
+            if close || !self.discard().await? {
+                self.wire.abandon();
+                return self.linger().await;
+            }
+        }
+    }
+
+    /// Waits for the next request head.
+    async fn next(&mut self) -> io::Result<Next> {
+        *self.wire.framing.borrow_mut() = Framing::None;
+        self.deadline.clear();
+        let worker = self.worker.clone();
+        let live = worker.current();
+        let (limits, timeouts) = (&live.settings.limits, &live.settings.timeouts);
+        let mut closing = pin!(worker.drain.reached(Phase::Closing));
+        let mut search = Search::default();
+        let mut begun = false;
+        poll_fn(|cx| {
+            loop {
+                match search.end(&mut self.wire.input.borrow_mut(), limits.request_head) {
+                    Ok(None) => {}
+                    Ok(Some(length)) => {
+                        let head = self.wire.input.borrow_mut().split_to(length).freeze();
+                        return Poll::Ready(Ok(match head::parse(head) {
+                            Ok(head) => Next::Head(Box::new(head)),
+                            Err(refusal) => Next::Refused(refusal),
+                        }));
+                    }
+                    Err(refusal) => return Poll::Ready(Ok(Next::Refused(refusal))),
+                }
+                let partial = !self.wire.input.borrow().is_empty();
+                if partial && !begun {
+                    // Its first byte starts the clock of a head; more bytes do not stop it.
+                    begun = true;
+                    self.deadline.clear();
+                }
+                match self.wire.poll_fill(cx) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Next::Nothing)),
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => {
+                        if !partial && closing.as_mut().poll(cx).is_ready() {
+                            return Poll::Ready(Ok(Next::Nothing));
+                        }
+                        let idle = self.served && !partial;
+                        let limit = if idle { timeouts.keep_alive } else { timeouts.request_head };
+                        ready!(self.deadline.poll(cx, limit));
+                        if partial {
+                            let peer = self.peer.address;
+                            tracing::info!(%peer, "closed: the request head took longer than timeouts.request_head");
+                        }
+                        return Poll::Ready(Ok(Next::Nothing));
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Has the request answered; `None` if the client left meanwhile.
+    async fn exchange(&mut self, head: Head) -> io::Result<Option<(Asked, Response<Body>)>> {
+        let asked = Asked {
+            method: head.request.method().clone(),
+            version: head.request.version(),
+            takes_trailers: head.takes_trailers,
+        };
+        *self.wire.framing.borrow_mut() = head.framing;
+        self.wire.owes_continue.set(head.expects);
+        let body = if self.wire.body_is_done() {
+            Body::Empty
+        } else {
+            let pause = self.worker.current().settings.timeouts.request_body;
+            Body::stream(RequestBody::new(self.wire.clone(), pause))
+        };
+        let (parts, ()) = head.request.into_parts();
+        let request = Request::from_parts(parts, body);
+
+        let (wire, interims) = (self.wire.clone(), asked.version == Version::HTTP_11);
+        let interim = |status: StatusCode, fields: &HeaderMap| {
+            if interims {
+                wire.put(|out| response::interim(out, status, fields));
+            }
+        };
+        let mut serving = pin!(proxy::serve(&self.worker, &self.peer, request, &interim));
+        poll_fn(|cx| {
+            if let Poll::Ready(response) = serving.as_mut().poll(cx) {
+                return Poll::Ready(Ok(Some(response)));
+            }
+            if self.wire.has_output()
+                && let Poll::Ready(Err(error)) = self.wire.poll_flush(cx)
+            {
+                return Poll::Ready(Err(error));
+            }
+            self.watch(cx).map(|_| Ok(None))
+        })
+        .await
+        .map(|response| response.map(|response| (asked, response)))
+    }
+
+    /// Ready when the client has closed. Reads ahead only what a pipelining client may send.
+    fn watch(&self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.wire.body_is_done() && self.wire.input.borrow().len() < PIPELINED {
+            match ready!(self.wire.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Writes the body after its head, together as far as they come together.
+    async fn respond(
+        &mut self,
+        fields: &HeaderMap,
+        mut body: Body,
+        ending: Ending,
+        asked: &Asked,
+    ) -> io::Result<()> {
+        if ending == Ending::None {
+            return self.flush().await;
+        }
+        let announced = response::announced(fields, asked);
+        let left = if let Ending::Length(length) = ending { Some(length) } else { None };
+        let mut writing =
+            Writing { ending, announced: &announced, trailers: None, left, failed: None, ended: false };
+        let stalled = self.worker.current().settings.timeouts.keep_alive;
+        self.deadline.clear();
+        poll_fn(|cx| {
+            loop {
+                while !writing.ended && writing.failed.is_none() && self.wire.has_room() {
+                    match Pin::new(&mut body).poll_frame(cx) {
+                        Poll::Ready(Some(Ok(frame))) => writing.put(&self.wire, frame)?,
+                        Poll::Ready(Some(Err(failure))) => writing.failed = Some(failure),
+                        Poll::Ready(None) => writing.end(&self.wire)?,
+                        Poll::Pending => {
+                            ready!(self.poll_flush(cx, stalled))?;
+                            if self.watch(cx).is_ready() {
+                                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                            }
+                            return Poll::Pending;
+                        }
+                    }
+                }
+                if writing.ended {
+                    return self.poll_flush(cx, stalled);
+                }
+                if let Some(failure) = &writing.failed {
+                    // What did come is the client's; closing without the end is how HTTP/1.1 says that
+                    // there should have been more.
+                    ready!(self.poll_flush(cx, stalled))?;
+                    tracing::warn!(peer = %self.peer.address, failure = failure.kind().label(), %failure, "response cut short");
+                    return Poll::Ready(Err(io::Error::other(failure.clone())));
+                }
+                ready!(self.poll_write(cx, stalled))?;
+            }
+        })
+        .await
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        let stalled = self.worker.current().settings.timeouts.keep_alive;
+        self.deadline.clear();
+        poll_fn(|cx| self.poll_flush(cx, stalled)).await
+    }
+
+    /// Writes, with a limit on how long a client may take nothing.
+    fn poll_write(&mut self, cx: &mut Context<'_>, stalled: Option<Duration>) -> Poll<io::Result<()>> {
+        let written = self.wire.poll_write(cx);
+        self.unless_stalled(written, cx, stalled)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>, stalled: Option<Duration>) -> Poll<io::Result<()>> {
+        let flushed = self.wire.poll_flush(cx);
+        self.unless_stalled(flushed, cx, stalled)
+    }
+
+    fn unless_stalled(
+        &mut self,
+        written: Poll<io::Result<()>>,
+        cx: &mut Context<'_>,
+        limit: Option<Duration>,
+    ) -> Poll<io::Result<()>> {
+        if written.is_ready() {
+            self.deadline.clear();
+            return written;
+        }
+        self.deadline.poll(cx, limit).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Reads away what is left of the request's body. False: it is too much, or broken, or somebody still
+    /// reads it.
+    async fn discard(&mut self) -> io::Result<bool> {
+        if Rc::strong_count(&self.wire) > 1 {
+            return Ok(self.wire.body_is_done());
+        }
+        let mut left = DISCARD;
+        let limit = Some(LINGER);
+        self.deadline.clear();
+        poll_fn(|cx| {
+            loop {
+                match self.wire.decode() {
+                    Err(_) => return Poll::Ready(Ok(false)),
+                    Ok(Piece::End | Piece::Trailers(_)) => return Poll::Ready(Ok(true)),
+                    Ok(Piece::Data(data)) => match left.checked_sub(data.len()) {
+                        Some(rest) => left = rest,
+                        None => return Poll::Ready(Ok(false)),
+                    },
+                    Ok(Piece::More) => match self.wire.poll_fill(cx) {
+                        Poll::Ready(Ok(n)) if n > 0 => {}
+                        Poll::Ready(_) => return Poll::Ready(Ok(false)),
+                        Poll::Pending => return self.deadline.poll(cx, limit).map(|()| Ok(false)),
+                    },
+                }
+            }
+        })
+        .await
+    }
+
+    /// Closes after an answer, reading on for a moment.
+    async fn linger(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.wire.poll_shutdown(cx)).await?;
+        let until = Instant::now() + LINGER;
+        let rest = async {
+            loop {
+                self.wire.input.borrow_mut().clear();
+                if poll_fn(|cx| self.wire.poll_fill(cx)).await? == 0 {
+                    return Ok(());
+                }
+            }
+        };
+        tokio::time::timeout_at(until, rest).await.unwrap_or(Ok(()))
+    }
+
+    /// Answers a head that cannot be understood, and closes: where the next one begins is unknown.
+    async fn refuse(&mut self, refusal: Refusal) -> io::Result<()> {
+        let Refusal { status, reason } = refusal;
+        tracing::info!(peer = %self.peer.address, status = status.as_u16(), reason, "request refused");
+        let _running = self.worker.begin();
+        let response = Answer::new(status, reason).plain();
+        let (head, body) = response.into_parts();
+        let asked = Asked { method: http::Method::GET, version: Version::HTTP_11, takes_trailers: false };
+        let ending = asked.ending(head.status, &body.size_hint());
+        self.wire.put(|out| response::head(out, head.status, &head.headers, ending, &asked, true));
+        self.respond(&head.headers, body, ending, &asked).await?;
+        self.linger().await
+    }
+}
+
+/// A response body on its way out.
+struct Writing<'a> {
+    ending: Ending,
+    announced: &'a [HeaderName],
+    trailers: Option<HeaderMap>,
+    /// Of the announced length.
+    left: Option<u64>,
+    failed: Option<Failure>,
+    ended: bool,
+}
+
+impl Writing<'_> {
+    fn put<IO>(&mut self, wire: &Wire<IO>, frame: http_body::Frame<Bytes>) -> io::Result<()>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                self.trailers = frame.into_trailers().ok();
+                return Ok(());
+            }
+        };
+        if data.is_empty() {
+            return Ok(());
+        }
+        if let Some(left) = &mut self.left {
+            let rest = left.checked_sub(data.len() as u64);
+            *left = rest.ok_or_else(|| io::Error::other("the body is longer than its Content-Length"))?;
+        }
+        let chunked = self.ending == Ending::Chunked;
+        if chunked {
+            wire.put(|out| response::chunk_size(out, data.len()));
+        }
+        wire.put_data(&data);
+        if chunked {
+            wire.end_chunk();
+        }
+        Ok(())
+    }
+
+    fn end<IO>(&mut self, wire: &Wire<IO>) -> io::Result<()>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.left.is_some_and(|left| left > 0) {
+            return Err(io::Error::other("the body is shorter than its Content-Length"));
+        }
+        if self.ending == Ending::Chunked {
+            wire.put(|out| response::last_chunk(out, self.trailers.as_ref(), self.announced));
+        }
+        self.ended = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,312 @@
+//! Request heads: bytes to [`Request`], refusing what two parties could read differently (RFC 9112).
+
+use std::mem::MaybeUninit;
+
+use bytes::{Bytes, BytesMut};
+use foregate_exchange::head::{self, TakesTrailers, Wish};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
+use http::uri::{Scheme, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
+
+use super::chunked::Chunked;
+
+/// Fields of one head; more than browsers and their extensions ever send.
+const MAX_FIELDS: usize = 128;
+
+/// A request head and what it says about its connection.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) request: Request<()>,
+    pub(super) framing: Framing,
+    pub(super) keep_alive: bool,
+    /// The client waits for a 100 before it sends its body.
+    pub(super) expects: bool,
+    pub(super) takes_trailers: bool,
+}
+
+/// Where a body ends.
+#[derive(Debug)]
+pub(super) enum Framing {
+    None,
+    Length(u64),
+    Chunked(Chunked),
+}
+
+/// A head that is refused: the status, and the reason for client and log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) reason: &'static str,
+}
+
+const fn bad(reason: &'static str) -> Refusal {
+    Refusal { status: StatusCode::BAD_REQUEST, reason }
+}
+
+/// Finds the end of a head that may still be growing, looking at each byte once.
+#[derive(Debug, Default)]
+pub(super) struct Search {
+    seen: usize,
+}
+
+impl Search {
+    /// The length of the head with its empty line, when it is complete. Drops empty lines before it
+    /// (RFC 9112, section 2.2).
+    ///
+    /// # Errors
+    /// The head is longer than `limit`.
+    pub(super) fn end(&mut self, buffer: &mut BytesMut, limit: usize) -> Result<Option<usize>, Refusal> {
+        if self.seen == 0 {
+            let blank = buffer.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            let _empty_lines = buffer.split_to(blank);
+        }
+        // A line end and one or two bytes may have been seen before.
+        let from = self.seen.saturating_sub(2);
+        let fresh = buffer.get(from..).unwrap_or_default();
+        for (at, _) in fresh.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
+            let length = match fresh.get(at + 1..) {
+                Some([b'\n', ..]) => at + 2,
+                Some([b'\r', b'\n', ..]) => at + 3,
+                _ => continue,
+            };
+            self.seen = 0;
+            return if from + length <= limit { Ok(Some(from + length)) } else { Err(too_long(buffer)) };
+        }
+        self.seen = buffer.len();
+        if buffer.len() > limit { Err(too_long(buffer)) } else { Ok(None) }
+    }
+}
+
+fn too_long(buffer: &[u8]) -> Refusal {
+    // No line end where the limit ends: it is the target that is too long.
+    if buffer.contains(&b'\n') {
+        Refusal {
+            status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            reason: "the request head is larger than limits.request_head",
+        }
+    } else {
+        Refusal {
+            status: StatusCode::URI_TOO_LONG,
+            reason: "the request line is larger than limits.request_head",
+        }
+    }
+}
+
+/// Parses a complete head. Values share its memory.
+pub(super) fn parse(head: Bytes) -> Result<Head, Refusal> {
+    let mut fields = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let status = httparse::ParserConfig::default()
+        .parse_request_with_uninit_headers(&mut parsed, &head, &mut fields)
+        .map_err(unparsable)?;
+    if status != httparse::Status::Complete(head.len()) {
+        return Err(bad("the request head ends in its middle"));
+    }
+    let version = match parsed.version {
+        Some(0) => Version::HTTP_10,
+        _ => Version::HTTP_11,
+    };
+    let method = Method::from_bytes(parsed.method.unwrap_or_default().as_bytes())
+        .map_err(|_| bad("the method is not valid"))?;
+    let target = parsed.path.unwrap_or_default();
+    let uri = target_uri(&method, target, &head)?;
+
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len() + 6);
+    for field in parsed.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| bad("a field name is not valid"))?;
+        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
+            .map_err(|_| bad("a field value holds a control character"))?;
+        headers.append(name, value);
+    }
+
+    let framing = framing(&headers, version)?;
+    let close = head::has_token(&headers, &CONNECTION, "close");
+    let keep_alive = !close
+        && (version == Version::HTTP_11 || head::has_token(&headers, &CONNECTION, "keep-alive"));
+    let expects = version == Version::HTTP_11
+        && headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if !expects {
+        headers.remove(EXPECT);
+    }
+    let takes_trailers = version == Version::HTTP_11 && head::has_token(&headers, &TE, "trailers");
+    let wish = wish(&headers, &method, version);
+
+    let mut request = Request::new(());
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    *request.version_mut() = version;
+    *request.headers_mut() = headers;
+    if let Some(wish) = wish {
+        request.extensions_mut().insert(wish);
+    }
+    if takes_trailers {
+        request.extensions_mut().insert(TakesTrailers);
+    }
+    Ok(Head { request, framing, keep_alive, expects, takes_trailers })
+}
+
+fn unparsable(error: httparse::Error) -> Refusal {
+    match error {
+        httparse::Error::HeaderName => bad("a field name is not valid"),
+        httparse::Error::HeaderValue => bad("a field value is not valid"),
+        httparse::Error::NewLine => bad("a line does not end in CR LF"),
+        httparse::Error::Token => bad("the request line is not valid"),
+        httparse::Error::TooManyHeaders => Refusal {
+            status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            reason: "the request head has more than 128 fields",
+        },
+        httparse::Error::Version => Refusal {
+            status: StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            reason: "the HTTP version is not supported; use HTTP/1.1",
+        },
+        _ => bad("the request head is not valid"),
+    }
+}
+
+/// The request target in its four forms (RFC 9112, section 3.2).
+fn target_uri(method: &Method, target: &str, head: &Bytes) -> Result<Uri, Refusal> {
+    if *method == Method::CONNECT {
+        return Err(Refusal {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            reason: "this gateway is not a forward proxy; CONNECT is not allowed",
+        });
+    }
+    // A fragment is no part of a target, and the URI type would drop it silently.
+    if target.contains('#') {
+        return Err(bad("the request target holds a fragment"));
+    }
+    let uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes()))
+        .map_err(|_| bad("the request target is not valid"))?;
+    match (uri.scheme(), uri.authority()) {
+        (None, None) if target.starts_with('/') || (target == "*" && *method == Method::OPTIONS) => Ok(uri),
+        (Some(scheme), Some(authority)) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => {
+            if authority.as_str().contains('@') {
+                return Err(bad("the request target holds user information"));
+            }
+            Ok(uri)
+        }
+        _ => Err(bad("the request target is not valid")),
+    }
+}
+
+/// Where the body ends (RFC 9112, section 6). Whatever could be read in two ways is refused.
+fn framing(headers: &HeaderMap, version: Version) -> Result<Framing, Refusal> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    if lengths.next().is_some() {
+        return Err(bad("Content-Length stands there twice"));
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    match (coding, length) {
+        (None, None) => Ok(Framing::None),
+        (None, Some(length)) => content_length(length).map(Framing::Length),
+        (Some(_), Some(_)) => Err(bad("Transfer-Encoding and Content-Length stand side by side")),
+        (Some(_), None) if version == Version::HTTP_10 => {
+            Err(bad("HTTP/1.0 does not know Transfer-Encoding"))
+        }
+        (Some(_), None) if codings.next().is_some() => Err(bad("Transfer-Encoding stands there twice")),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            Ok(Framing::Chunked(Chunked::default()))
+        }
+        (Some(coding), None) if coding.is_empty() => Err(bad("Transfer-Encoding is empty")),
+        (Some(_), None) => Err(Refusal {
+            status: StatusCode::NOT_IMPLEMENTED,
+            reason: "the only transfer coding understood is chunked",
+        }),
+    }
+}
+
+/// Digits and nothing else: no sign, no list, no blank.
+fn content_length(value: &HeaderValue) -> Result<u64, Refusal> {
+    let digits = value.as_bytes();
+    let valid = !digits.is_empty() && digits.len() <= 18 && digits.iter().all(u8::is_ascii_digit);
+    let length = value.to_str().ok().filter(|_| valid).and_then(|text| text.parse().ok());
+    length.ok_or(bad("Content-Length is not a number"))
+}
+
+/// The protocol the client asks to switch to, if we let it.
+fn wish(headers: &HeaderMap, method: &Method, version: Version) -> Option<Wish> {
+    let protocol = headers.get(UPGRADE)?;
+    // h2c by upgrade is obsolete (RFC 9113, section 3.1) and would pass requests unseen.
+    let refused = head::has_token(headers, &UPGRADE, "h2c");
+    let asked = head::has_token(headers, &CONNECTION, "upgrade");
+    (asked && !refused && *method == Method::GET && version == Version::HTTP_11).then(|| Wish(protocol.clone()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+
+    fn head(text: &'static str) -> Result<Head, u16> {
+        parse(Bytes::from_static(text.as_bytes())).map_err(|refusal| refusal.status.as_u16())
+    }
+
+    #[test]
+    fn an_ordinary_head() {
+        let head = head("GET /a?b HTTP/1.1\r\nHost: x\r\nCookie: a=1\r\n\r\n").unwrap();
+        assert_eq!(head.request.uri().path_and_query().unwrap(), "/a?b");
+        assert!(head.keep_alive && matches!(head.framing, Framing::None));
+    }
+
+    #[test]
+    fn what_two_parties_could_read_differently_is_refused() {
+        let cases = [
+            ("GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: x\0y\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: x\rX: y\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\n: x\r\n\r\n", 400),
+            ("GET  / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET /#f HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET http://u@x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+            ("CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+            ("POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nContent-Length: 1, 2\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n", 400),
+            ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        ];
+        for (text, status) in cases {
+            assert_eq!(head(text).map(|_| ()), Err(status), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_head_is_found_byte_by_byte() {
+        for text in ["\r\n\r\nGET / HTTP/1.1\r\nA: b\r\n\r\nBODY", "GET / HTTP/1.1\nA: b\n\nBODY"] {
+            let mut search = Search::default();
+            let mut buffer = BytesMut::new();
+            let mut found = None;
+            for byte in text.bytes() {
+                buffer.extend_from_slice(&[byte]);
+                found = search.end(&mut buffer, 100).unwrap();
+                if found.is_some() {
+                    break;
+                }
+            }
+            let head = text.trim_start().strip_suffix("BODY").unwrap();
+            assert_eq!(found, Some(head.len()), "{text:?}");
+            assert_eq!(&buffer[..], head.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_head_has_a_limit() {
+        let end = |text: &str| {
+            Search::default().end(&mut BytesMut::from(text), 10).map_err(|refusal| refusal.status.as_u16())
+        };
+        assert_eq!(end("GET /aaaaaaaaaaa"), Err(414));
+        assert_eq!(end("GET /\r\nA: bbbbbbb\r\n"), Err(431));
+        assert_eq!(end("GET /\r\nA: bbbbbbb\r\n\r\n"), Err(431));
+        assert_eq!(end("GET /"), Ok(None));
+    }
+}

@@ -1,0 +1,201 @@
+//! The bytes of one connection, shared by its loop and the body being read from it.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+use super::chunked::{Broken, Piece};
+use super::head::Framing;
+
+/// Room for one read of a head, and of a body.
+const HEAD_READ: usize = 4 * 1024;
+const BODY_READ: usize = 32 * 1024;
+/// Pieces of a response smaller than this are copied together; larger ones are written from where they are.
+const COPY_BELOW: usize = 8 * 1024;
+/// What may wait to be written before the body is asked for more.
+const WRITE_BEFORE_MORE: usize = 64 * 1024;
+
+/// One thread owns a connection; the cells are borrowed only within a poll.
+pub(super) struct Wire<IO> {
+    io: RefCell<IO>,
+    /// Read and not yet taken.
+    pub(super) input: RefCell<BytesMut>,
+    /// Waits to be written: first the copied bytes, then the large piece. While there is a large piece
+    /// nothing may be copied behind it.
+    output: RefCell<BytesMut>,
+    large: RefCell<Bytes>,
+    /// The large piece was a chunk whose CR LF is still owed.
+    owes_chunk_end: Cell<bool>,
+    flushed: Cell<bool>,
+    /// The body of the request under way.
+    pub(super) framing: RefCell<Framing>,
+    /// The client waits for a 100 before it sends its body.
+    pub(super) owes_continue: Cell<bool>,
+    /// The loop has given the connection up; a body that is still held by somebody reads no more.
+    abandoned: Cell<bool>,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
+    pub(super) fn new(io: IO, first: BytesMut) -> Wire<IO> {
+        Wire {
+            io: RefCell::new(io),
+            input: RefCell::new(first),
+            output: RefCell::default(),
+            large: RefCell::default(),
+            owes_chunk_end: Cell::new(false),
+            flushed: Cell::new(true),
+            framing: RefCell::new(Framing::None),
+            owes_continue: Cell::new(false),
+            abandoned: Cell::new(false),
+        }
+    }
+
+    /// Reads what has come; 0 is the end.
+    pub(super) fn poll_fill(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut input = self.input.borrow_mut();
+        let room = if matches!(*self.framing.borrow(), Framing::None) { HEAD_READ } else { BODY_READ };
+        input.reserve(room);
+        poll_read_buf(Pin::new(&mut *self.io.borrow_mut()), cx, &mut *input)
+    }
+
+    /// Whether the request's body has been read to its end.
+    pub(super) fn body_is_done(&self) -> bool {
+        match &*self.framing.borrow() {
+            Framing::None | Framing::Length(0) => true,
+            Framing::Length(_) => false,
+            Framing::Chunked(chunked) => chunked.is_done(),
+        }
+    }
+
+    /// The next piece of the request's body from what has been read.
+    pub(super) fn decode(&self) -> Result<Piece, Broken> {
+        let mut input = self.input.borrow_mut();
+        match &mut *self.framing.borrow_mut() {
+            Framing::None | Framing::Length(0) => Ok(Piece::End),
+            Framing::Length(_) if input.is_empty() => Ok(Piece::More),
+            Framing::Length(left) => {
+                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                *left -= n as u64;
+                Ok(Piece::Data(input.split_to(n).freeze()))
+            }
+            Framing::Chunked(chunked) => chunked.decode(&mut input),
+        }
+    }
+
+    pub(super) fn abandon(&self) {
+        self.abandoned.set(true);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.get()
+    }
+
+    /// Appends to what is to be written.
+    pub(super) fn put(&self, write: impl FnOnce(&mut BytesMut)) {
+        write(&mut self.output.borrow_mut());
+    }
+
+    /// Appends a piece of a body, by reference if it is large. There must be room.
+    pub(super) fn put_data(&self, data: &Bytes) {
+        if data.len() < COPY_BELOW {
+            self.output.borrow_mut().put_slice(data);
+        } else {
+            *self.large.borrow_mut() = data.clone();
+        }
+    }
+
+    /// Ends the chunk whose data was just put.
+    pub(super) fn end_chunk(&self) {
+        if self.large.borrow().is_empty() {
+            self.output.borrow_mut().put_slice(b"\r\n");
+        } else {
+            self.owes_chunk_end.set(true);
+        }
+    }
+
+    /// Whether more of a response may be put before a write.
+    pub(super) fn has_room(&self) -> bool {
+        self.large.borrow().is_empty() && self.output.borrow().len() < WRITE_BEFORE_MORE
+    }
+
+    pub(super) fn has_output(&self) -> bool {
+        !self.flushed.get() || !self.output.borrow().is_empty() || !self.large.borrow().is_empty()
+    }
+
+    /// Writes what waits, without flushing layers below. `Ready` when nothing waits here any more.
+    pub(super) fn poll_write(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (mut io, mut output, mut large) =
+            (self.io.borrow_mut(), self.output.borrow_mut(), self.large.borrow_mut());
+        while !(output.is_empty() && large.is_empty()) {
+            let mut io = Pin::new(&mut *io);
+            let n = if output.is_empty() {
+                ready!(io.as_mut().poll_write(cx, &large))?
+            } else if large.is_empty() || !io.is_write_vectored() {
+                ready!(io.as_mut().poll_write(cx, &output))?
+            } else {
+                let slices = [IoSlice::new(&output), IoSlice::new(&large)];
+                ready!(io.as_mut().poll_write_vectored(cx, &slices))?
+            };
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.flushed.set(false);
+            let copied = n.min(output.len());
+            output.advance(copied);
+            let uncopied = (n - copied).min(large.len());
+            large.advance(uncopied);
+            if large.is_empty() && self.owes_chunk_end.take() {
+                output.put_slice(b"\r\n");
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what waits and flushes it to the socket.
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write(cx))?;
+        if !self.flushed.get() {
+            ready!(Pin::new(&mut *self.io.borrow_mut()).poll_flush(cx))?;
+            self.flushed.set(true);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx)
+    }
+}
+
+/// After an upgrade the connection is a plain byte stream, beginning with what was read too early.
+pub(super) struct Bare<IO>(pub(super) std::rc::Rc<Wire<IO>>);
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Bare<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut input = self.0.input.borrow_mut();
+        if input.is_empty() {
+            return Pin::new(&mut *self.0.io.borrow_mut()).poll_read(cx, buf);
+        }
+        let n = input.len().min(buf.remaining());
+        buf.put_slice(&input.split_to(n));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Bare<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0.io.borrow_mut()).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.io.borrow_mut()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,151 @@
+//! One HTTP/2 connection, on the `h2` crate directly (RFC 9113).
+
+mod stream;
+mod tunnel;
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use bytes::Bytes;
+use h2::server;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::deadline::Deadline;
+use crate::drain::Phase;
+use crate::peer::Peer;
+use crate::worker::Worker;
+
+/// What one upload may have in flight before its VM reads, and what all uploads of a connection may.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What a stream may have queued for a client that does not read.
+const SEND_BUFFER: usize = 256 * 1024;
+/// Streams the peer resets before we have looked at them (CVE-2023-44487), and streams that our own
+/// errors reset (CVE-2025-8671); a peer that makes more of them is not a browser.
+const MAX_RESET: usize = 64;
+
+/// Serves a connection to its end.
+pub(crate) async fn serve<IO>(worker: Rc<Worker>, peer: Rc<Peer>, io: IO)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let live = worker.current();
+    let (limits, timeouts) = (&live.settings.limits, live.settings.timeouts.clone());
+    let mut builder = server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_streams(limits.streams_per_connection)
+        .max_header_list_size(u32::try_from(limits.request_head).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(MAX_RESET)
+        .max_local_error_reset_streams(Some(MAX_RESET))
+        .enable_connect_protocol();
+    drop(live);
+    let mut deadline = Deadline::default();
+    let mut handshake = pin!(builder.handshake::<_, Bytes>(io));
+    let accepted = poll_fn(|cx| match handshake.as_mut().poll(cx) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending => deadline.poll(cx, timeouts.request_head).map(|()| None),
+    })
+    .await;
+    let mut connection = match accepted {
+        Some(Ok(connection)) => connection,
+        Some(Err(error)) => {
+            tracing::debug!(peer = %peer.address, %error, "HTTP/2 handshake failed");
+            return;
+        }
+        None => {
+            tracing::info!(peer = %peer.address, "closed: the HTTP/2 preface took longer than timeouts.request_head");
+            return;
+        }
+    };
+
+    let streams = Rc::new(Streams::default());
+    let mut draining = pin!(worker.drain.reached(Phase::Draining));
+    let mut closing = pin!(worker.drain.reached(Phase::Closing));
+    let mut leaving = false;
+    deadline.clear();
+    loop {
+        let accepted = poll_fn(|cx| {
+            if !leaving && draining.as_mut().poll(cx).is_ready() {
+                leaving = true;
+                connection.graceful_shutdown();
+            }
+            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                return Poll::Ready(accepted);
+            }
+            if streams.observe(cx.waker()) > 0 {
+                deadline.clear();
+                return Poll::Pending;
+            }
+            if leaving {
+                // The last GOAWAY waits for the client's answer to a ping, which may never come.
+                return closing.as_mut().poll(cx).map(|()| None);
+            }
+            if deadline.poll(cx, timeouts.keep_alive).is_ready() {
+                leaving = true;
+                connection.graceful_shutdown();
+                deadline.clear();
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await;
+        match accepted {
+            Some(Ok((request, respond))) => {
+                let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::open(&streams));
+                tokio::task::spawn_local(async move {
+                    let _open = open;
+                    stream::serve(&worker, &peer, request, respond).await;
+                });
+            }
+            Some(Err(error)) => {
+                tracing::debug!(peer = %peer.address, %error, "HTTP/2 connection ended");
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// The streams of a connection that are being answered.
+#[derive(Default)]
+struct Streams {
+    open: Cell<usize>,
+    /// The connection's task, which waits for the last of them to end.
+    observer: RefCell<Option<Waker>>,
+}
+
+impl Streams {
+    fn open(this: &Rc<Streams>) -> Open {
+        this.open.set(this.open.get() + 1);
+        Open(this.clone())
+    }
+
+    /// How many there are; wakes the caller when there are none left.
+    fn observe(&self, waker: &Waker) -> usize {
+        let mut observer = self.observer.borrow_mut();
+        if !observer.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *observer = Some(waker.clone());
+        }
+        self.open.get()
+    }
+}
+
+struct Open(Rc<Streams>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let left = self.0.open.get().saturating_sub(1);
+        self.0.open.set(left);
+        if left == 0
+            && let Some(observer) = self.0.observer.borrow().as_ref()
+        {
+            observer.wake_by_ref();
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! One HTTP/2 stream: a request and its response.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use foregate_exchange::head::{TakesTrailers, Wish, strip_trailers};
+use foregate_exchange::{Body, Failure, Kind};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{CONTENT_LENGTH, EXPECT, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
+
+use super::tunnel::StreamIo;
+use crate::answer::Answer;
+use crate::deadline::Deadline;
+use crate::peer::Peer;
+use crate::proxy;
+use crate::worker::Worker;
+
+const SEC_WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
+const SEC_WEBSOCKET_ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
+
+/// The response side, also needed for interim responses while the request is being answered.
+type Respond = Rc<RefCell<SendResponse<Bytes>>>;
+
+pub(super) async fn serve(
+    worker: &Rc<Worker>,
+    peer: &Peer,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let _running = worker.begin();
+    let respond = Rc::new(RefCell::new(respond));
+    let (mut parts, upload) = request.into_parts();
+    let head_only = parts.method == Method::HEAD;
+    parts.extensions.insert(TakesTrailers);
+
+    let protocol = parts.extensions.remove::<h2::ext::Protocol>();
+    let connect = parts.method == Method::CONNECT;
+    let (body, tunnel) = match protocol {
+        Some(protocol) if connect => {
+            // RFC 8441: the VM is asked the way HTTP/1.1 asks.
+            parts.method = Method::GET;
+            if let Ok(protocol) = HeaderValue::from_str(protocol.as_str()) {
+                parts.extensions.insert(Wish(protocol));
+            }
+            if let Ok(key) = HeaderValue::try_from(websocket_key(worker)) {
+                parts.headers.insert(SEC_WEBSOCKET_KEY, key);
+            }
+            (Body::Empty, Some(upload))
+        }
+        _ if upload.is_end_stream() => (Body::Empty, None),
+        _ => {
+            let expects = parts.headers.contains_key(EXPECT).then(|| respond.clone());
+            let pause = worker.current().settings.timeouts.request_body;
+            (Body::stream(Upload::new(upload, &parts.headers, expects, pause)), None)
+        }
+    };
+
+    let response = if connect && tunnel.is_none() {
+        Some(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "This gateway is not a forward proxy.").plain())
+    } else {
+        let interim = |status: StatusCode, fields: &HeaderMap| {
+            let mut response = Response::new(());
+            *response.status_mut() = status;
+            *response.headers_mut() = fields.clone();
+            // A client that has left is noticed elsewhere.
+            _ = respond.borrow_mut().send_informational(response);
+        };
+        let mut serving = pin!(proxy::serve(worker, peer, Request::from_parts(parts, body), &interim));
+        poll_fn(|cx| {
+            if let Poll::Ready(response) = serving.as_mut().poll(cx) {
+                return Poll::Ready(Some(response));
+            }
+            respond.borrow_mut().poll_reset(cx).map(|_| None)
+        })
+        .await
+    };
+    // None: the client reset the stream; everything behind it was dropped and so cancelled.
+    if let Some(response) = response {
+        let stalled = worker.current().settings.timeouts.keep_alive;
+        if let Err(error) = answer(&respond, response, tunnel, head_only, stalled).await {
+            tracing::debug!(peer = %peer.address, %error, "HTTP/2 stream ended");
+        }
+    }
+}
+
+/// Sends the response, or joins the tunnel it opened.
+async fn answer(
+    respond: &Respond,
+    response: Response<Body>,
+    tunnel: Option<RecvStream>,
+    head_only: bool,
+    stalled: Option<Duration>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let (mut head, body) = response.into_parts();
+    head.version = http::Version::HTTP_2;
+    head.extensions.clear();
+    match (body, tunnel) {
+        (Body::Tunnel(tunnel), Some(upload)) => {
+            head.status = StatusCode::OK;
+            head.headers.remove(UPGRADE);
+            head.headers.remove(SEC_WEBSOCKET_ACCEPT);
+            head.headers.remove(CONTENT_LENGTH);
+            let send = respond.borrow_mut().send_response(Response::from_parts(head, ()), false)?;
+            Ok(tunnel.join(StreamIo::new(upload, send)).await?)
+        }
+        (Body::Tunnel(_), None) => Err("a tunnel that nobody asked for".into()),
+        (_, Some(_)) if head.status.is_success() => {
+            // 2xx would mean that the tunnel stands (RFC 8441, section 5).
+            let refused = Answer::new(StatusCode::BAD_GATEWAY, "The backend did not switch protocols.").plain();
+            let (head, body) = refused.into_parts();
+            send(respond, head, body, false, stalled).await
+        }
+        (body, _) => send(respond, head, body, head_only, stalled).await,
+    }
+}
+
+async fn send(
+    respond: &Respond,
+    mut head: http::response::Parts,
+    mut body: Body,
+    head_only: bool,
+    stalled: Option<Duration>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let bodiless = head_only || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
+    if !bodiless {
+        match body.size_hint().exact() {
+            Some(length) => _ = head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length)),
+            None => _ = head.headers.remove(CONTENT_LENGTH),
+        }
+    }
+    let ended = bodiless || body.is_end_stream();
+    let mut stream = respond.borrow_mut().send_response(Response::from_parts(head, ()), ended)?;
+    if ended {
+        return Ok(());
+    }
+    let mut deadline = Deadline::default();
+    let result = loop {
+        let frame = poll_fn(|cx| {
+            if let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
+                return Poll::Ready(Ok(frame));
+            }
+            stream.poll_reset(cx).map(Err)
+        });
+        match frame.await {
+            Err(_reset) => return Ok(()),
+            Ok(None) => break stream.send_data(Bytes::new(), true).map_err(Into::into),
+            Ok(Some(Err(failure))) => {
+                tracing::warn!(failure = failure.kind().label(), reason = %failure, "response cut short");
+                break Err(failure.into());
+            }
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => {
+                    let last = body.is_end_stream();
+                    if let Err(error) = send_data(&mut stream, data, last, &mut deadline, stalled).await {
+                        break Err(error);
+                    }
+                    if last {
+                        return Ok(());
+                    }
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        break stream.send_trailers(trailers).map_err(Into::into);
+                    }
+                }
+            },
+        }
+    };
+    if result.is_err() {
+        stream.send_reset(Reason::INTERNAL_ERROR);
+    }
+    result
+}
+
+/// Sends a piece as the client's window opens.
+async fn send_data(
+    stream: &mut SendStream<Bytes>,
+    mut data: Bytes,
+    last: bool,
+    deadline: &mut Deadline,
+    stalled: Option<Duration>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    if data.is_empty() {
+        return if last { Ok(stream.send_data(data, true)?) } else { Ok(()) };
+    }
+    while !data.is_empty() {
+        stream.reserve_capacity(data.len());
+        let capacity = poll_fn(|cx| {
+            if let Poll::Ready(capacity) = stream.poll_capacity(cx) {
+                deadline.clear();
+                return Poll::Ready(capacity.unwrap_or(Err(Reason::CANCEL.into())).map_err(Into::into));
+            }
+            if let Poll::Ready(reason) = stream.poll_reset(cx) {
+                return Poll::Ready(Err(reason.map_or_else(Into::into, |reason| h2::Error::from(reason).into())));
+            }
+            deadline.poll(cx, stalled).map(|()| Err("the client stopped reading".into()))
+        });
+        let capacity: usize = capacity.await.map_err(|error: Box<dyn std::error::Error>| error)?;
+        let piece = data.split_to(capacity.min(data.len()));
+        let end = last && data.is_empty();
+        stream.send_data(piece, end)?;
+    }
+    Ok(())
+}
+
+/// A request's body. Its window opens again as the VM takes it.
+struct Upload {
+    stream: RecvStream,
+    /// Of the announced length; h2 itself checks it.
+    left: Option<u64>,
+    /// The client waits for a 100 before it sends.
+    expects: Option<Respond>,
+    pause: Option<Duration>,
+    deadline: Deadline,
+    in_trailers: bool,
+}
+
+impl Upload {
+    fn new(
+        stream: RecvStream,
+        headers: &HeaderMap,
+        expects: Option<Respond>,
+        pause: Option<Duration>,
+    ) -> Upload {
+        let left = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        Upload { stream, left, expects, pause, deadline: Deadline::default(), in_trailers: false }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if !self.in_trailers {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    self.stream.flow_control().release_capacity(data.len())?;
+                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => self.in_trailers = true,
+            }
+        }
+        match ready!(self.stream.poll_trailers(cx)) {
+            Ok(Some(mut trailers)) => {
+                strip_trailers(&mut trailers);
+                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+            }
+            Ok(None) => Poll::Ready(None),
+            Err(error) => Poll::Ready(Some(Err(error))),
+        }
+    }
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        if let Some(respond) = self.expects.take()
+            && let Ok(mut respond) = respond.try_borrow_mut()
+        {
+            let mut go_on = Response::new(());
+            *go_on.status_mut() = StatusCode::CONTINUE;
+            _ = respond.send_informational(go_on);
+        }
+        match self.poll(cx) {
+            Poll::Ready(frame) => {
+                self.deadline.clear();
+                Poll::Ready(frame.map(|frame| {
+                    frame.map_err(|error| {
+                        // Every error here is a body that is not whole, a reset without error too.
+                        let kind = if error.is_io() || error.is_reset() || error.is_go_away() {
+                            Kind::ClientGone
+                        } else {
+                            Kind::ClientBody
+                        };
+                        Failure::because(kind, error)
+                    })
+                }))
+            }
+            Poll::Pending => {
+                let pause = self.pause;
+                self.deadline.poll(cx, pause).map(|()| Some(Err(Kind::ClientBodyTimeout.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// The nonce HTTP/1.1 wants for a WebSocket: 16 random bytes in base64. HTTP/2 has none.
+fn websocket_key(worker: &Worker) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digit = |value: u64| DIGITS.get((value & 63) as usize).map_or('A', |byte| char::from(*byte));
+    let (mut first, mut second) = (worker.roll(), worker.roll());
+    let mut key = String::with_capacity(24);
+    for _ in 0..10 {
+        key.push(digit(first));
+        first >>= 6;
+    }
+    for _ in 0..11 {
+        key.push(digit(second));
+        second = second.rotate_right(6);
+    }
+    // 16 bytes are 21 digits and two bits, then padding.
+    key.push(digit((first & 3) << 4));
+    key.push_str("==");
+    key
+}

@@ -1,0 +1,168 @@
+//! The QUIC endpoint of a worker: accepting connections and what they may hold.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
+use quinn::congestion::{BbrConfig, CubicConfig};
+use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
+use quinn::{Endpoint, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
+use tokio::time::timeout;
+
+use crate::drain::Phase;
+use crate::peer::{Peer, TlsPeer, canonical};
+use crate::settings::{AddressValidation, Congestion, Settings};
+use crate::worker::{Prepared, Worker};
+
+/// What one upload may have in flight before its VM reads, and what a connection may.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// What may be sent and not yet acknowledged.
+const SEND_WINDOW: u64 = 4 * 1024 * 1024;
+/// Control and QPACK streams, with a little room for what a client greases.
+const UNI_STREAMS: u32 = 8;
+/// Larger than any IPv4 or IPv6 path of today refuses, smaller than what tunnels eat off 1500.
+const INITIAL_MTU: u16 = 1350;
+/// Half-open handshakes of a worker beyond which a client must prove its address.
+const HALF_OPEN: usize = 100;
+
+/// What all endpoints of the process share: the key of address tokens, so that a token one worker gave
+/// another accepts.
+#[derive(Clone)]
+pub(crate) struct Quic {
+    token_key: Arc<dyn quinn::crypto::HandshakeTokenKey>,
+}
+
+impl Quic {
+    pub(crate) fn new() -> Result<Quic, rustls::crypto::GetRandomFailed> {
+        let mut master = [0; 64];
+        rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut master)?;
+        let key = Salt::new(HKDF_SHA256, &[]).extract(&master);
+        Ok(Quic { token_key: Arc::new(key) })
+    }
+
+    /// A configuration for connections accepted from now on.
+    pub(crate) fn server_config(&self, live: &Prepared) -> Result<ServerConfig, Box<dyn std::error::Error>> {
+        let crypto = QuicServerConfig::try_from(live.tls.quic.clone())?;
+        let mut config = ServerConfig::new(Arc::new(crypto), self.token_key.clone());
+        config.transport_config(Arc::new(transport(&live.settings)?));
+        Ok(config)
+    }
+}
+
+fn transport(settings: &Settings) -> Result<TransportConfig, quinn::VarIntBoundsExceeded> {
+    let mut transport = TransportConfig::default();
+    let idle = match settings.timeouts.keep_alive {
+        Some(limit) => Some(IdleTimeout::try_from(limit)?),
+        None => None,
+    };
+    transport
+        .max_concurrent_bidi_streams(settings.limits.streams_per_connection.into())
+        .max_concurrent_uni_streams(UNI_STREAMS.into())
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window(CONNECTION_WINDOW.into())
+        .send_window(SEND_WINDOW)
+        .send_fairness(false)
+        .initial_mtu(INITIAL_MTU)
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(idle);
+    match settings.http3.congestion {
+        Congestion::Cubic => transport.congestion_controller_factory(Arc::new(CubicConfig::default())),
+        Congestion::Bbr => transport.congestion_controller_factory(Arc::new(BbrConfig::default())),
+    };
+    Ok(transport)
+}
+
+/// Accepts connections until the worker drains.
+pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, quic: Quic) {
+    let half_open = Rc::new(());
+    let mut configured: Option<(Rc<Prepared>, Arc<ServerConfig>)> = None;
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            () = worker.drain.reached(Phase::Draining) => break,
+        };
+        let Some(incoming) = incoming else { break };
+        let live = worker.current();
+        let config = match &configured {
+            Some((of, config)) if Rc::ptr_eq(of, &live) => config.clone(),
+            _ => match quic.server_config(&live) {
+                Ok(config) => configured.insert((live.clone(), Arc::new(config))).1.clone(),
+                Err(error) => {
+                    tracing::error!(%error, "the QUIC configuration cannot be used");
+                    incoming.refuse();
+                    continue;
+                }
+            },
+        };
+        let must_prove = match live.settings.http3.address_validation {
+            AddressValidation::Always => true,
+            AddressValidation::Never => false,
+            AddressValidation::Auto => Rc::strong_count(&half_open) > HALF_OPEN,
+        };
+        if must_prove && incoming.may_retry() && !incoming.remote_address_validated() {
+            // Only a client that has been asked already cannot be asked again.
+            _ = incoming.retry();
+            continue;
+        }
+        tokio::task::spawn_local(handshake(worker.clone(), endpoint.clone(), incoming, config, half_open.clone()));
+    }
+    // Connections that are left run on; new ones are refused by their absence.
+    endpoint.set_server_config(None);
+}
+
+async fn handshake(
+    worker: Rc<Worker>,
+    endpoint: Endpoint,
+    incoming: Incoming,
+    config: Arc<ServerConfig>,
+    half_open: Rc<()>,
+) {
+    let address = canonical(incoming.remote_address());
+    let Ok(permit) = worker.connections.admit(address.ip()) else {
+        tracing::debug!(peer = %address, "QUIC connection refused: limit reached");
+        incoming.refuse();
+        return;
+    };
+    let _open = worker.connected();
+    let live = worker.current();
+    let connecting = match incoming.accept_with(config) {
+        Ok(connecting) => connecting,
+        Err(error) => {
+            tracing::debug!(peer = %address, %error, "QUIC handshake failed");
+            return;
+        }
+    };
+    let limit = live.settings.timeouts.handshake.unwrap_or(Duration::MAX);
+    let connection = match timeout(limit, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            tracing::debug!(peer = %address, %error, "QUIC handshake failed");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(peer = %address, "QUIC handshake took longer than timeouts.handshake");
+            return;
+        }
+    };
+    drop(half_open);
+    let sni = connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok())
+        .and_then(|data| data.server_name)
+        .map(|name| name.to_ascii_lowercase().into_boxed_str());
+    let Some(certificate) = live.certificates.present(sni.as_deref()).cloned() else {
+        connection.close(VarInt::from_u32(0), b"");
+        return;
+    };
+    let Ok(bound) = endpoint.local_addr() else { return };
+    let mut local = canonical(bound);
+    if let Some(ip) = connection.local_ip() {
+        local.set_ip(ip.to_canonical());
+    }
+    let floor = foregate_routing::TlsVersion::V1_3;
+    let tls = Some(TlsPeer { sni, certificate, floor });
+    let peer = Rc::new(Peer { address, local, tls, _permit: permit });
+    super::serve(worker, peer, connection).await;
+}

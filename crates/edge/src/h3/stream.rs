@@ -1,0 +1,277 @@
+//! One HTTP/3 request stream.
+
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use foregate_exchange::head::{TakesTrailers, strip_trailers};
+use foregate_exchange::{Body, Failure, Kind};
+use h3::error::{Code, StreamError};
+use h3::quic::SendStream as _;
+use h3::server::RequestStream;
+use http::header::{CONTENT_LENGTH, EXPECT};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::time::timeout;
+
+use super::Resolver;
+use crate::answer::Answer;
+use crate::deadline::Deadline;
+use crate::peer::Peer;
+use crate::proxy;
+use crate::worker::Worker;
+
+type Send = RequestStream<h3_quinn::SendStream<Bytes>, Bytes>;
+type Recv = RequestStream<h3_quinn::RecvStream, Bytes>;
+
+pub(super) fn id(resolver: &Resolver) -> u64 {
+    resolver.frame_stream.send_id().into_inner()
+}
+
+/// Refuses a stream our GOAWAY has excluded, so that the client may send it elsewhere.
+pub(super) async fn reject(resolver: Resolver) {
+    // h3 lets go of a stream's request side only once its head was read.
+    if let Ok(Ok((_, mut stream))) = timeout(Duration::from_secs(1), resolver.resolve_request()).await {
+        stream.stop_sending(Code::H3_REQUEST_REJECTED);
+        stream.stop_stream(Code::H3_REQUEST_REJECTED);
+    }
+}
+
+pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, resolver: Resolver) {
+    let _running = worker.begin();
+    let timeouts = worker.current().settings.timeouts.clone();
+    let resolving = resolver.resolve_request();
+    let resolved = match timeouts.request_head {
+        Some(limit) => timeout(limit, resolving).await,
+        None => Ok(resolving.await),
+    };
+    let (request, stream) = match resolved {
+        Ok(Ok(resolved)) => resolved,
+        Ok(Err(error)) => {
+            tracing::debug!(peer = %peer.address, %error, "HTTP/3 request refused");
+            return;
+        }
+        Err(_) => {
+            tracing::info!(peer = %peer.address, "reset: the request head took longer than timeouts.request_head");
+            return;
+        }
+    };
+    let (mut send, recv) = stream.split();
+    let (mut parts, ()) = request.into_parts();
+    parts.version = Version::HTTP_3;
+    parts.extensions.insert(TakesTrailers);
+    // There are no interim responses in this layer, so nobody would be told to go on.
+    parts.headers.remove(EXPECT);
+    let head_only = parts.method == Method::HEAD;
+
+    let mut upload = Upload::new(recv, &parts.headers, timeouts.request_body);
+    // The FIN of a request without body may come a packet later; a VM should not see an empty body then.
+    let expected = upload.left.is_some_and(|left| left > 0) || carries_content(&parts.method);
+    if !expected {
+        upload.peek().await;
+    }
+    let body = if upload.ended { Body::Empty } else { Body::stream(upload) };
+
+    let response = if parts.method == Method::CONNECT {
+        Some(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "This gateway is not a forward proxy.").plain())
+    } else {
+        let interim = |_: StatusCode, _: &HeaderMap| {};
+        Some(proxy::serve(worker, peer, Request::from_parts(parts, body), &interim).await)
+    };
+    if let Some(response) = response
+        && let Err(error) = answer(&mut send, response, head_only, timeouts.keep_alive).await
+    {
+        tracing::debug!(peer = %peer.address, %error, "HTTP/3 stream ended");
+        send.stop_stream(Code::H3_INTERNAL_ERROR);
+    }
+}
+
+/// Methods whose requests usually have a body.
+fn carries_content(method: &Method) -> bool {
+    matches!(*method, Method::POST | Method::PUT | Method::PATCH)
+}
+
+async fn answer(
+    send: &mut Send,
+    response: Response<Body>,
+    head_only: bool,
+    stalled: Option<Duration>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let (mut head, mut body) = response.into_parts();
+    let bodiless = head_only || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
+    if !bodiless {
+        match body.size_hint().exact() {
+            Some(length) => _ = head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length)),
+            None => _ = head.headers.remove(CONTENT_LENGTH),
+        }
+    }
+    within(stalled, send.send_response(Response::from_parts(head, ()))).await?;
+    if !bodiless {
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let frame = frame.inspect_err(|failure| {
+                tracing::warn!(failure = failure.kind().label(), reason = %failure, "response cut short");
+            })?;
+            match frame.into_data() {
+                Ok(data) => within(stalled, send.send_data(data)).await?,
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        within(stalled, send.send_trailers(trailers)).await?;
+                    }
+                }
+            }
+        }
+    }
+    within(stalled, send.finish()).await
+}
+
+/// A write with a limit on how long the client may take nothing.
+async fn within(
+    limit: Option<Duration>,
+    write: impl Future<Output = Result<(), StreamError>>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    match limit {
+        Some(limit) => Ok(timeout(limit, write).await??),
+        None => Ok(write.await?),
+    }
+}
+
+/// A request's body.
+struct Upload {
+    recv: Option<Recv>,
+    /// Taken out by [`Upload::peek`].
+    first: Option<Bytes>,
+    /// Of the announced length, which h3 does not check.
+    left: Option<u64>,
+    pause: Option<Duration>,
+    deadline: Deadline,
+    /// A read is under way, during which h3-quinn cannot stop the stream.
+    reading: bool,
+    in_trailers: bool,
+    ended: bool,
+}
+
+impl Upload {
+    fn new(recv: Recv, headers: &HeaderMap, pause: Option<Duration>) -> Upload {
+        let left = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        Upload {
+            recv: Some(recv),
+            first: None,
+            left,
+            pause,
+            deadline: Deadline::default(),
+            reading: false,
+            in_trailers: false,
+            ended: false,
+        }
+    }
+
+    /// Waits for the first piece or the end.
+    async fn peek(&mut self) {
+        match poll_fn(|cx| self.poll(cx)).await {
+            Some(Ok(frame)) => self.first = frame.into_data().ok(),
+            // Whatever is wrong shows again when the body is read; without one it does not matter.
+            Some(Err(_)) | None => self.ended = true,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let Some(recv) = &mut self.recv else { return Poll::Ready(None) };
+        if !self.in_trailers {
+            let data = recv.poll_recv_data(cx).map_ok(|data| data.map(|mut data| data.copy_to_bytes(data.remaining())));
+            self.reading = data.is_pending();
+            match ready!(data) {
+                Ok(Some(data)) => return Poll::Ready(Some(self.count(data))),
+                Ok(None) => self.in_trailers = true,
+                Err(error) => return Poll::Ready(Some(Err(Failure::because(Kind::ClientGone, error)))),
+            }
+        }
+        // h3 panics here after a frame that the end of the stream cut short; that is a broken body.
+        let trailers = catch_unwind(AssertUnwindSafe(|| recv.poll_recv_trailers(cx)))
+            .unwrap_or_else(|_| Poll::Ready(Ok(None)));
+        self.reading = trailers.is_pending();
+        let trailers = ready!(trailers);
+        self.ended = true;
+        match trailers {
+            _ if self.left.is_some_and(|left| left > 0) => {
+                let reason = "the body is shorter than its Content-Length";
+                Poll::Ready(Some(Err(Failure::because(Kind::ClientBody, reason))))
+            }
+            Ok(Some(mut trailers)) => {
+                strip_trailers(&mut trailers);
+                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+            }
+            Ok(None) => Poll::Ready(None),
+            Err(error) => Poll::Ready(Some(Err(Failure::because(Kind::ClientGone, error)))),
+        }
+    }
+
+    /// Holds the body to its announced length.
+    fn count(&mut self, data: Bytes) -> Result<Frame<Bytes>, Failure> {
+        if let Some(left) = &mut self.left {
+            let rest = left.checked_sub(data.len() as u64);
+            *left = rest.ok_or_else(|| {
+                Failure::because(Kind::ClientBody, "the body is longer than its Content-Length")
+            })?;
+        }
+        Ok(Frame::data(data))
+    }
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        match self.poll(cx) {
+            Poll::Ready(frame) => {
+                self.deadline.clear();
+                Poll::Ready(frame)
+            }
+            Poll::Pending => {
+                let pause = self.pause;
+                self.deadline.poll(cx, pause).map(|()| Some(Err(Kind::ClientBodyTimeout.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended && self.first.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let first = self.first.as_ref().map_or(0, Bytes::len) as u64;
+        self.left.map_or_else(SizeHint::default, |left| SizeHint::with_exact(left + first))
+    }
+}
+
+impl Drop for Upload {
+    /// Ends the request side as RFC 9114, section 4.1 wants it: without an error. Left to itself quinn
+    /// would send code 0, which clients take for one.
+    fn drop(&mut self) {
+        let Some(mut recv) = self.recv.take() else { return };
+        if self.ended {
+            return;
+        }
+        if !self.reading {
+            recv.stop_sending(Code::H3_NO_ERROR);
+            return;
+        }
+        let limit = self.pause.unwrap_or(Duration::from_secs(30));
+        tokio::task::spawn_local(async move {
+            let read = poll_fn(|cx| recv.poll_recv_data(cx).map_ok(|data| data.is_some()));
+            if let Ok(Ok(true)) = timeout(limit, read).await {
+                recv.stop_sending(Code::H3_NO_ERROR);
+            }
+        });
+    }
+}

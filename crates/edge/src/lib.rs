@@ -1,0 +1,43 @@
+//! Serve: workers, listeners, TLS, HTTP/1.1, HTTP/2, HTTP/3 and the proxy page.
+//!
+//! A request's way through this crate: `gateway` accepts on a worker's own socket, `accept` (or
+//! `h3::endpoint`) finds out what is spoken, `h1`, `h2` and `h3` turn bytes into `Request<Body>`, and
+//! `proxy` has it answered.
+
+mod accept;
+mod answer;
+mod deadline;
+mod drain;
+mod gateway;
+mod h1;
+mod h2;
+mod h3;
+mod limit;
+mod limited;
+mod listen;
+mod peer;
+mod proxy;
+pub mod settings;
+pub mod tls;
+mod worker;
+
+use std::sync::Arc;
+
+use foregate_routing::Snapshot;
+use foregate_upstream::Transport;
+
+pub use gateway::{Gateway, StartError};
+pub use listen::{BindError, Listening};
+pub use settings::Settings;
+pub use tls::{Certificate, CertificateError, CertificateStore};
+
+/// Everything that changes rarely, published whole: workers read it with one atomic load.
+#[derive(Debug)]
+pub struct Live {
+    /// Who answers what.
+    pub routing: Snapshot,
+    /// How each pool's VMs are spoken to; the index is `PoolId::index`.
+    pub transports: Vec<Arc<Transport>>,
+    pub certificates: Arc<CertificateStore>,
+    pub settings: Arc<Settings>,
+}

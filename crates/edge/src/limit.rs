@@ -1,0 +1,106 @@
+//! How many connections there may be: in the process, and from one client.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Counts of the whole process, shared by its workers.
+pub(crate) struct Connections {
+    open: AtomicUsize,
+    limit: usize,
+    /// A lock, but one taken twice in the life of a connection, and only where such a limit is set.
+    by_client: Option<(u32, Mutex<HashMap<IpAddr, u32>>)>,
+}
+
+/// One open connection.
+pub(crate) struct Permit {
+    connections: Arc<Connections>,
+    client: IpAddr,
+}
+
+/// Which limit a connection would exceed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    Process,
+    Client,
+}
+
+impl Connections {
+    pub(crate) fn new(limit: usize, per_client: Option<u32>) -> Arc<Connections> {
+        Arc::new(Connections {
+            open: AtomicUsize::new(0),
+            limit,
+            by_client: per_client.map(|limit| (limit, Mutex::new(HashMap::new()))),
+        })
+    }
+
+    pub(crate) fn admit(self: &Arc<Connections>, address: IpAddr) -> Result<Permit, Full> {
+        let client = network(address);
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return Err(Full::Process);
+        }
+        if let Some((limit, counts)) = &self.by_client {
+            let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = counts.entry(client).or_insert(0);
+            if *count >= *limit {
+                self.open.fetch_sub(1, Ordering::Relaxed);
+                return Err(Full::Client);
+            }
+            *count += 1;
+        }
+        Ok(Permit { connections: self.clone(), client })
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.connections.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some((_, counts)) = &self.connections.by_client {
+            let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(count) = counts.get_mut(&self.client) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(&self.client);
+                }
+            }
+        }
+    }
+}
+
+/// One client is one IPv4 address or one IPv6 /64, which is what one household has.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_an_address_or_a_slash_64() {
+        let connections = Connections::new(10, Some(1));
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let first = connections.admit(ip("2001:db8::1")).ok().unwrap();
+        assert_eq!(connections.admit(ip("2001:db8::2")).err(), Some(Full::Client));
+        let _other = connections.admit(ip("2001:db8:0:1::2")).ok().unwrap();
+        let _v4 = connections.admit(ip("192.0.2.1")).ok().unwrap();
+        assert_eq!(connections.admit(ip("::ffff:192.0.2.1")).err(), Some(Full::Client));
+        drop(first);
+        assert!(connections.admit(ip("2001:db8::2")).is_ok());
+    }
+
+    #[test]
+    fn the_process_has_a_limit() {
+        let connections = Connections::new(1, None);
+        let first = connections.admit([127, 0, 0, 1].into()).ok().unwrap();
+        assert_eq!(connections.admit([127, 0, 0, 2].into()).err(), Some(Full::Process));
+        drop(first);
+        assert!(connections.admit([127, 0, 0, 2].into()).is_ok());
+    }
+}

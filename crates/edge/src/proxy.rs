@@ -1,0 +1,304 @@
+//! The page on which a request lives: who is asked for, which route, which VM, what became of it.
+//!
+//! Every status the gateway gives to a request that could be parsed is born here or in [`forward`]. It
+//! does not know which HTTP version the client or the VM speaks.
+
+mod forward;
+
+use std::rc::Rc;
+
+use foregate_exchange::{Body, head};
+use foregate_routing::{
+    Action, HeaderEdit, HostMatch, NotMatched, Policy, RequestView, Respond, Site, Template, Variables,
+    normalise_host, normalise_path,
+};
+use http::header::{ACCEPT, ALT_SVC, CONTENT_TYPE, LOCATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+
+use self::forward::Forwarding;
+use crate::answer::Answer;
+use crate::limited::Limited;
+use crate::peer::Peer;
+use crate::worker::{Prepared, Worker};
+
+/// Called with each 1xx a VM sends.
+pub(crate) type Interim<'a> = &'a dyn Fn(StatusCode, &HeaderMap);
+
+/// Has one request answered. Never fails: what goes wrong becomes a response.
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    peer: &Peer,
+    request: Request<Body>,
+    interim: Interim<'_>,
+) -> Response<Body> {
+    let live = worker.current();
+    let (parts, body) = request.into_parts();
+    let trusted = live.settings.trusts(peer.address.ip());
+    let id = request_id(worker, trusted, &parts.headers);
+    let accept = parts.headers.get(ACCEPT).cloned();
+    let refuse = |answer: Answer| {
+        let status = answer.status().as_u16();
+        tracing::debug!(request_id = %id, peer = %peer.address, status, "request refused");
+        answer.response(accept.as_ref(), &id)
+    };
+
+    // Who is asked for.
+    let authority = match authority(&parts, peer) {
+        Ok(authority) => authority,
+        Err(answer) => return dated(refuse(answer)),
+    };
+    let Ok(Ok(host)) = authority.to_str().map(normalise_host) else {
+        let answer = Answer::new(StatusCode::BAD_REQUEST, "The request's host is not valid.");
+        return dated(refuse(answer));
+    };
+    let HostMatch { site, wildcard } = match find_site(&live, peer, &host, parts.version) {
+        Ok(found) => found,
+        Err(answer) => return dated(refuse(answer)),
+    };
+
+    // Which route.
+    let Parts { method, uri, version, headers, extensions, .. } = parts;
+    let client = head::client_ip(&headers, peer.address.ip(), |ip| live.settings.trusts(ip));
+    let scheme = scheme(peer, trusted, &headers);
+    let (path, query) = (uri.path(), uri.query());
+    let normal = normalise_path(path);
+    let view = RequestView { method: &method, path: &normal, query, headers: &headers, client_ip: client };
+    let mut variables = Variables {
+        client_ip: client,
+        host: &host,
+        wildcard,
+        path,
+        query,
+        scheme,
+        request_id: &id,
+        captures: &[],
+    };
+    if scheme == "http" && site.redirect_to_https {
+        return dated(to_https(&live, &variables));
+    }
+    let matched = match site.route(&view) {
+        Ok(matched) => matched,
+        Err(reason) => return decorated(refuse(not_matched(reason)), &live, peer, version, site, None, &variables),
+    };
+    let captures = matched.captures(&normal);
+    variables.captures = captures.as_slice();
+    let policy = &matched.route.policy;
+
+    // What it says.
+    let body = match policy.request_body {
+        Some(limit) => Limited::wrap(body, limit),
+        None => Some(body),
+    };
+    let forwarding = Forwarding {
+        worker,
+        live: &live,
+        peer,
+        interim,
+        matched: &matched,
+        method: &method,
+        uri: &uri,
+        version,
+        normal: &normal,
+        variables: &variables,
+        authority: &authority,
+        trusted,
+        wish: extensions.get::<head::Wish>(),
+        takes_trailers: extensions.get::<head::TakesTrailers>().is_some(),
+    };
+    let result = match (body, &matched.route.action) {
+        (None, _) => Err(forward::too_large()),
+        (_, Action::Respond(respond)) => Ok(respond_with(respond)),
+        (_, Action::Redirect { to, status }) => redirect(to, *status, &variables),
+        (Some(body), Action::Pool(pool)) => forwarding.to(pool, headers, body).await,
+        (Some(body), Action::Split(split)) => {
+            let (pool, cookie) = split.choose(&view, worker.roll());
+            forwarding.to(pool, headers, body).await.map(|mut response| {
+                cookie.map(|cookie| response.headers_mut().append(SET_COOKIE, cookie));
+                response
+            })
+        }
+    };
+    let response = result.unwrap_or_else(refuse);
+    decorated(response, &live, peer, version, site, Some(policy), &variables)
+}
+
+/// The id a trusted proxy gave the request, or a new one.
+fn request_id(worker: &Worker, trusted: bool, headers: &HeaderMap) -> String {
+    let given = headers.get(head::X_REQUEST_ID).filter(|_| trusted);
+    match given.and_then(|id| id.to_str().ok()) {
+        // It is written into answers and logs: letters, digits and the marks ids are made of.
+        Some(id)
+            if (1..=128).contains(&id.len())
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:=+/".contains(&byte)) =>
+        {
+            id.to_owned()
+        }
+        _ => worker.request_id(),
+    }
+}
+
+/// The authority a request names; HTTP/1.0 without one asks for the address it reached.
+fn authority(parts: &Parts, peer: &Peer) -> Result<HeaderValue, Answer> {
+    let refused = |sentence| Answer::new(StatusCode::BAD_REQUEST, sentence);
+    match head::authority(parts) {
+        Ok(Some(authority)) => Ok(authority),
+        Ok(None) => HeaderValue::from_str(&peer.local.to_string())
+            .map_err(|_| refused("The request names no host.")),
+        Err(head::HostProblem::Missing) => Err(refused("The request names no host.")),
+        Err(head::HostProblem::Double) => Err(refused("The request names a host more than once.")),
+        Err(head::HostProblem::Conflict) => Err(refused("The request names two different hosts.")),
+        Err(head::HostProblem::NotText) => Err(refused("The request's host is not valid.")),
+    }
+}
+
+/// The site of a host, if this connection may ask for it (RFC 9110, section 7.4).
+fn find_site<'s, 'h>(
+    live: &'s Prepared,
+    peer: &Peer,
+    host: &'h str,
+    version: Version,
+) -> Result<HostMatch<'s, 'h>, Answer> {
+    let misdirected = |sentence| Err(Answer::new(StatusCode::MISDIRECTED_REQUEST, sentence));
+    let local = peer.local.ip();
+    let found = live.routing.host(host, local);
+    if let Some(tls) = &peer.tls
+        && tls.sni.as_deref() != Some(host)
+    {
+        if !tls.certificate.covers(host) {
+            return misdirected("This connection's certificate is not for this host; use another connection.");
+        }
+        // The handshake was held to the rules of the site it was for; others may be stricter.
+        let floor = found.as_ref().map(|found| found.site.tls_min_version);
+        if floor.is_some_and(|floor| floor != tls.floor) && version != Version::HTTP_3 {
+            return misdirected("This host has other TLS rules than this connection; use another connection.");
+        }
+    }
+    match found {
+        Some(found) if version == Version::HTTP_3 && !found.site.http3 => {
+            misdirected("This host is not served over HTTP/3.")
+        }
+        Some(found) => Ok(found),
+        None => Err(Answer::new(StatusCode::NOT_FOUND, "Nothing here answers to this host.")),
+    }
+}
+
+/// How the client came: over TLS to us, or to a trusted proxy before us.
+fn scheme(peer: &Peer, trusted: bool, headers: &HeaderMap) -> &'static str {
+    let told = headers.get(head::X_FORWARDED_PROTO).filter(|_| trusted);
+    match told {
+        Some(proto) if proto.as_bytes().eq_ignore_ascii_case(b"https") => "https",
+        Some(proto) if proto.as_bytes().eq_ignore_ascii_case(b"http") => "http",
+        _ => peer.scheme(),
+    }
+}
+
+fn not_matched(reason: NotMatched) -> Answer {
+    match reason {
+        NotMatched::NoRoute => Answer::new(StatusCode::NOT_FOUND, "Nothing here answers to this path."),
+        NotMatched::Method { allow } => {
+            let sentence = "Nothing here answers to this method.";
+            Answer::new(StatusCode::METHOD_NOT_ALLOWED, sentence).allow(allow)
+        }
+    }
+}
+
+fn respond_with(respond: &Respond) -> Response<Body> {
+    let mut response = Response::new(Body::from(respond.body.clone()));
+    *response.status_mut() = respond.status;
+    response.headers_mut().insert(CONTENT_TYPE, respond.content_type.clone());
+    response
+}
+
+fn redirect(to: &Template, status: StatusCode, variables: &Variables<'_>) -> Result<Response<Body>, Answer> {
+    let mut location = String::new();
+    to.render(variables, &mut location);
+    match HeaderValue::try_from(location) {
+        Ok(location) => Ok(moved(status, location)),
+        // Only bytes from the request can be at fault: the template was checked at load.
+        Err(_) => Err(Answer::new(StatusCode::BAD_REQUEST, "The request cannot be redirected.")),
+    }
+}
+
+/// The same address over HTTPS; 308 keeps method and body.
+fn to_https(live: &Prepared, variables: &Variables<'_>) -> Response<Body> {
+    let host = variables.host;
+    let mut location = String::from("https://");
+    if host.contains(':') {
+        location.extend(["[", host, "]"]);
+    } else {
+        location.push_str(host);
+    }
+    match live.settings.https.first() {
+        None | Some(443) => {}
+        Some(port) => location.extend([":", &port.to_string()]),
+    }
+    location.push_str(variables.path);
+    if let Some(query) = variables.query {
+        location.extend(["?", query]);
+    }
+    match HeaderValue::try_from(location) {
+        Ok(location) => moved(StatusCode::PERMANENT_REDIRECT, location),
+        Err(_) => Answer::new(StatusCode::BAD_REQUEST, "The request cannot be redirected.").plain(),
+    }
+}
+
+fn moved(status: StatusCode, location: HeaderValue) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = status;
+    response.headers_mut().insert(LOCATION, location);
+    response
+}
+
+/// What every response of a site carries, the gateway's own ones too.
+fn decorated(
+    mut response: Response<Body>,
+    live: &Prepared,
+    peer: &Peer,
+    version: Version,
+    site: &Site,
+    policy: Option<&Policy>,
+    variables: &Variables<'_>,
+) -> Response<Body> {
+    let headers = response.headers_mut();
+    // A VM's own advertisement would send browsers to a port that is not ours.
+    headers.remove(ALT_SVC);
+    if peer.tls.is_some() {
+        if let Some(hsts) = &site.hsts {
+            headers.insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
+        }
+        if let (true, true, Some(alt_svc)) =
+            (site.http3, version != Version::HTTP_3, live.alt_svc(peer.local.port()))
+        {
+            headers.insert(ALT_SVC, alt_svc.clone());
+        }
+    }
+    if let Some(policy) = policy {
+        edit(headers, &policy.response_headers, variables);
+    }
+    dated(response)
+}
+
+fn dated(mut response: Response<Body>) -> Response<Body> {
+    head::ensure_date(response.headers_mut());
+    response
+}
+
+/// Applies a site's or route's header edits in their order.
+fn edit(headers: &mut HeaderMap, edits: &[HeaderEdit], variables: &Variables<'_>) {
+    let render = |template: &Template| {
+        if let Some(literal) = template.as_literal() {
+            return HeaderValue::from_str(literal);
+        }
+        let mut text = String::new();
+        template.render(variables, &mut text);
+        HeaderValue::try_from(text).or_else(|_| HeaderValue::from_str(""))
+    };
+    for each in edits {
+        match each {
+            HeaderEdit::Remove(name) => _ = headers.remove(name),
+            HeaderEdit::Set(name, template) => _ = render(template).map(|value| headers.insert(name, value)),
+            HeaderEdit::Add(name, template) => _ = render(template).map(|value| headers.append(name, value)),
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! To a VM and back: pick, connect, send, and when that fails decide whether to try another.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use foregate_exchange::head::{self, Origin, Wish};
+use foregate_exchange::{Body, Failure, Kind, Side};
+use foregate_routing::{Matched, Pick, Pool, RequestView, UpstreamHost, Variables};
+use foregate_upstream::{Outgoing, SendError, Transport};
+use http::header::{CONTENT_LENGTH, HOST, SET_COOKIE, TE, UPGRADE};
+use http::uri::{PathAndQuery, Uri};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
+
+use super::{Interim, edit};
+use crate::answer::Answer;
+use crate::peer::Peer;
+use crate::worker::{Prepared, Worker};
+
+/// How often a request may be tried again, on another VM where there is one.
+const RETRIES: usize = 2;
+/// Seconds after which a client may hope for a VM again.
+const RETRY_AFTER: u64 = 5;
+
+/// A request that matched a route which names VMs.
+pub(super) struct Forwarding<'a> {
+    pub(super) worker: &'a Rc<Worker>,
+    pub(super) live: &'a Prepared,
+    pub(super) peer: &'a Peer,
+    pub(super) interim: Interim<'a>,
+    pub(super) matched: &'a Matched<'a>,
+    pub(super) method: &'a Method,
+    pub(super) uri: &'a Uri,
+    pub(super) version: Version,
+    pub(super) normal: &'a str,
+    pub(super) variables: &'a Variables<'a>,
+    pub(super) authority: &'a HeaderValue,
+    pub(super) trusted: bool,
+    pub(super) wish: Option<&'a Wish>,
+    pub(super) takes_trailers: bool,
+}
+
+impl Forwarding<'_> {
+    /// Has a VM of the pool answer.
+    pub(super) async fn to(
+        &self,
+        pool: &Arc<Pool>,
+        mut headers: HeaderMap,
+        mut body: Body,
+    ) -> Result<Response<Body>, Answer> {
+        let Some(transport) = self.live.transports.get(pool.id.index()) else {
+            return Err(Answer::new(StatusCode::BAD_GATEWAY, "The pool of this route cannot be reached."));
+        };
+        let target = self.target()?;
+        let policy = &self.matched.route.policy;
+        let key = pool.key(&self.view(&headers));
+        let secure = self.variables.scheme == "https";
+        // The client may have asked for trailers in words; HTTP/2 and 3 take them without asking.
+        let ask_trailers = self.takes_trailers && headers.contains_key(TE);
+        let repeatable = self.method.is_idempotent() && matches!(body, Body::Empty);
+        self.clean(&mut headers);
+
+        let mut tried: Vec<usize> = Vec::new();
+        let mut failure: Option<Failure> = None;
+        for left in (0..=RETRIES).rev() {
+            let now = self.worker.now_nanos();
+            let pick = pool
+                .pick_sticky(&headers, &tried)
+                .or_else(|| pool.pick(key, &tried, self.worker.roll(), now));
+            let Some(pick) = pick else { break };
+            let endpoint = pick.member.endpoint.clone();
+            let link = match self.worker.client.connect(&endpoint, transport, self.wish.is_some()).await {
+                Ok(link) => link,
+                Err(error) => {
+                    self.report(pool, &pick, &error, left > 0);
+                    tried.push(pick.index);
+                    failure = Some(error);
+                    continue;
+                }
+            };
+            let (index, reused) = (pick.index, link.reused());
+            let cookie = pool.sticky_cookie(&headers, index, secure);
+            // Whoever keeps connections open meets one that the VM is just closing; only then, or when
+            // the method allows it, is a second copy of the head needed.
+            let spare = (left > 0 && (reused || repeatable)).then(|| headers.clone());
+            let outgoing = Outgoing {
+                method: self.method.clone(),
+                target: target.clone(),
+                authority: self.authority_for(&endpoint.address.to_string(), transport),
+                headers: std::mem::take(&mut headers),
+                body: std::mem::take(&mut body),
+                ask_trailers,
+                upgrade: self.wish.map(|wish| wish.0.clone()),
+                response_timeout: policy.timeouts.response,
+                idle_timeout: policy.timeouts.idle,
+            };
+            let begun = Instant::now();
+            let in_flight = pick.in_flight;
+            match link.send(outgoing, in_flight, |status, fields| self.pass_interim(status, fields)).await {
+                Ok(response) => {
+                    endpoint.vitals.observe_latency(begun.elapsed(), self.worker.now_nanos());
+                    return Ok(self.receive(response, cookie));
+                }
+                Err(SendError { failure: error, unsent }) => {
+                    let untouched = unsent.is_some();
+                    let again = match (spare, unsent) {
+                        (Some(spare), Some(unsent)) => Some((spare, unsent)),
+                        (Some(spare), None) if repeatable && error.kind() == Kind::Reset => {
+                            Some((spare, Body::Empty))
+                        }
+                        _ => None,
+                    };
+                    self.log(pool, &endpoint.address.to_string(), &error, again.is_some());
+                    let Some(again) = again else {
+                        failure = Some(error);
+                        break;
+                    };
+                    (headers, body) = again;
+                    // A stale connection says nothing about its VM.
+                    if !(reused || untouched) {
+                        tried.push(index);
+                    }
+                    failure = Some(error);
+                }
+            }
+        }
+        Err(self.give_up(pool, failure))
+    }
+
+    fn view<'v>(&'v self, headers: &'v HeaderMap) -> RequestView<'v> {
+        RequestView {
+            method: self.method,
+            path: self.normal,
+            query: self.uri.query(),
+            headers,
+            client_ip: self.variables.client_ip,
+        }
+    }
+
+    /// The target for the VM: the original bytes, unless the route says otherwise.
+    fn target(&self) -> Result<PathAndQuery, Answer> {
+        let original = self.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        match (self.matched.target(original, self.variables), self.uri.path_and_query()) {
+            (std::borrow::Cow::Borrowed(target), Some(same)) if target == same.as_str() => Ok(same.clone()),
+            (target, _) => PathAndQuery::try_from(target.as_ref())
+                .map_err(|_| Answer::new(StatusCode::BAD_REQUEST, "The request's path cannot be rewritten.")),
+        }
+    }
+
+    /// Makes the client's head ours.
+    fn clean(&self, headers: &mut HeaderMap) {
+        head::strip_hop_by_hop(headers);
+        headers.remove(CONTENT_LENGTH);
+        head::join_cookies(headers);
+        let origin = Origin {
+            peer: self.peer.address.ip(),
+            trusted: self.trusted,
+            scheme: self.peer.scheme(),
+            authority: self.authority.to_str().unwrap_or_default(),
+            version: self.version,
+        };
+        head::forwarded(headers, &origin);
+        if let Ok(id) = HeaderValue::from_str(self.variables.request_id) {
+            headers.insert(head::X_REQUEST_ID, id);
+        }
+        edit(headers, &self.matched.route.policy.request_headers, self.variables);
+        headers.remove(HOST);
+    }
+
+    fn authority_for(&self, address: &str, transport: &Transport) -> HeaderValue {
+        match &self.matched.route.policy.upstream_host {
+            UpstreamHost::Preserve => self.authority.clone(),
+            UpstreamHost::Literal(host) => host.clone(),
+            UpstreamHost::Backend => transport
+                .server_name()
+                .map_or(HeaderValue::from_str(address), HeaderValue::try_from)
+                .unwrap_or_else(|_| HeaderValue::from_static("localhost")),
+        }
+    }
+
+    /// An interim response on its way to the client. 100 is between us and the VM: the client is told
+    /// when its body is wanted.
+    fn pass_interim(&self, status: StatusCode, mut fields: HeaderMap) {
+        if status != StatusCode::CONTINUE {
+            head::strip_hop_by_hop(&mut fields);
+            (self.interim)(status, &fields);
+        }
+    }
+
+    /// Makes the VM's head ours.
+    fn receive(&self, mut response: Response<Body>, cookie: Option<HeaderValue>) -> Response<Body> {
+        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let protocol = response.headers().get(UPGRADE).filter(|_| switched).cloned();
+        let headers = response.headers_mut();
+        head::strip_hop_by_hop(headers);
+        if let Some(protocol) = protocol {
+            headers.insert(UPGRADE, protocol);
+        }
+        if let Some(cookie) = cookie {
+            headers.append(SET_COOKIE, cookie);
+        }
+        let idle = self.matched.route.policy.timeouts.tunnel;
+        response.map(|body| match body {
+            Body::Tunnel(tunnel) => Body::Tunnel(tunnel.guarded(idle, ())),
+            other => other,
+        })
+    }
+
+    /// The answer when no VM gave one.
+    fn give_up(&self, pool: &Pool, failure: Option<Failure>) -> Answer {
+        let Some(failure) = failure else {
+            let (id, pool) = (self.variables.request_id, &*pool.name);
+            tracing::warn!(request_id = id, pool, "no usable backend");
+            let sentence = "No backend can take this request just now.";
+            return Answer::new(StatusCode::SERVICE_UNAVAILABLE, sentence).retry_after(RETRY_AFTER);
+        };
+        let sentence = match failure.kind() {
+            Kind::ClientBodyTooLarge => return too_large(),
+            Kind::ClientGone | Kind::ClientBody => "The request's body is malformed.",
+            Kind::ClientBodyTimeout => "The request's body took too long.",
+            Kind::HeadTimeout | Kind::ConnectTimeout | Kind::BodyTimeout => "The backend took too long.",
+            Kind::BadResponse => "The backend's answer could not be understood.",
+            _ => "The backend could not be reached.",
+        };
+        Answer::new(failure.kind().status(), sentence)
+    }
+
+    fn report(&self, pool: &Pool, pick: &Pick<'_>, failure: &Failure, again: bool) {
+        self.log(pool, &pick.member.name, failure, again);
+    }
+
+    fn log(&self, pool: &Pool, backend: &str, failure: &Failure, again: bool) {
+        let (request_id, pool, kind) = (self.variables.request_id, &*pool.name, failure.kind().label());
+        if failure.kind().side() == Side::Client {
+            tracing::debug!(request_id, pool, backend, failure = kind, reason = %failure, "request failed");
+        } else {
+            tracing::warn!(request_id, pool, backend, failure = kind, reason = %failure, again, "backend failed");
+        }
+    }
+}
+
+/// A body beyond the route's `request_body`.
+pub(super) fn too_large() -> Answer {
+    Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "The request's body is larger than this address takes.")
+}

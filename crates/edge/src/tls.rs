@@ -1,0 +1,10 @@
+//! Who the gateway is: certificates, the choice among them by SNI, and the TLS configurations of TCP and
+//! QUIC that present them.
+
+mod certificate;
+mod server;
+mod store;
+
+pub use certificate::{Certificate, CertificateError};
+pub(crate) use server::TlsServer;
+pub use store::CertificateStore;

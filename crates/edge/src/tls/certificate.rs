@@ -1,0 +1,176 @@
+//! One certificate chain with its key.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+
+/// A certificate chain, its private key and the names it is good for.
+pub struct Certificate {
+    key: Arc<CertifiedKey>,
+    names: Vec<String>,
+    covers_all: bool,
+}
+
+impl Certificate {
+    /// Reads a PEM chain (leaf first) and its PEM private key, and checks that they belong together.
+    ///
+    /// # Errors
+    /// Names the file that is at fault, what is wrong with it and what to do.
+    pub fn load(cert: &Path, key: &Path) -> Result<Certificate, CertificateError> {
+        let read = |path: &Path| {
+            std::fs::read(path).map_err(|error| CertificateError::new(path, Problem::Read(error)))
+        };
+        let (chain_pem, key_pem) = (read(cert)?, read(key)?);
+        Certificate::parse(&chain_pem, &key_pem).map_err(|(which, problem)| {
+            CertificateError::new(if which == Which::Key { key } else { cert }, problem)
+        })
+    }
+
+    /// The same from PEM text in memory; errors speak of "memory" instead of a path.
+    ///
+    /// # Errors
+    /// As [`Certificate::load`].
+    pub fn from_pem(cert: &[u8], key: &[u8]) -> Result<Certificate, CertificateError> {
+        Certificate::parse(cert, key)
+            .map_err(|(_, problem)| CertificateError::new(Path::new("memory"), problem))
+    }
+
+    /// Marks a certificate made for development: it stands in for any host.
+    #[must_use]
+    pub fn self_signed(mut self) -> Certificate {
+        self.covers_all = true;
+        self
+    }
+
+    /// The DNS names of the leaf's subject alternative names.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Whether a client that was shown this certificate may ask for `host` on the same connection.
+    #[must_use]
+    pub fn covers(&self, host: &str) -> bool {
+        if self.covers_all {
+            return true;
+        }
+        let (Ok(leaf), Ok(name)) = (self.leaf(), ServerName::try_from(host)) else { return false };
+        leaf.verify_is_valid_for_subject_name(&name).is_ok()
+    }
+
+    pub(crate) fn certified_key(&self) -> &Arc<CertifiedKey> {
+        &self.key
+    }
+
+    fn leaf(&self) -> Result<webpki::EndEntityCert<'_>, webpki::Error> {
+        let der = self.key.cert.first().ok_or(webpki::Error::BadDer)?;
+        webpki::EndEntityCert::try_from(der)
+    }
+
+    fn parse(cert: &[u8], key: &[u8]) -> Result<Certificate, (Which, Problem)> {
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(cert)
+            .collect::<Result<_, _>>()
+            .map_err(|error| (Which::Chain, Problem::Pem(error)))?;
+        let leaf = chain.first().ok_or((Which::Chain, Problem::Empty))?;
+        let names = webpki::EndEntityCert::try_from(leaf)
+            .map_err(|error| (Which::Chain, Problem::X509(error)))?
+            .valid_dns_names()
+            .map(str::to_ascii_lowercase)
+            .collect();
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| {
+            let problem = match error {
+                pem::Error::NoItemsFound => Problem::NoKey,
+                other => Problem::Pem(other),
+            };
+            (Which::Key, problem)
+        })?;
+        let key = any_supported_type(&key).map_err(|error| (Which::Key, Problem::Key(error)))?;
+        let key = CertifiedKey::new(chain, key);
+        match key.keys_match() {
+            // Some key types cannot tell; rustls then finds out at the first handshake.
+            Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
+            Err(_) => return Err((Which::Key, Problem::Mismatch)),
+        }
+        Ok(Certificate { key: Arc::new(key), names, covers_all: false })
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+/// Why a certificate cannot be used. Displays the file, the reason and the remedy.
+#[derive(Debug)]
+pub struct CertificateError {
+    path: PathBuf,
+    problem: Problem,
+}
+
+impl CertificateError {
+    fn new(path: &Path, problem: Problem) -> CertificateError {
+        CertificateError { path: path.to_owned(), problem }
+    }
+
+    /// The file at fault.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Chain,
+    Key,
+}
+
+#[derive(Debug)]
+enum Problem {
+    Read(std::io::Error),
+    Pem(pem::Error),
+    Empty,
+    NoKey,
+    X509(webpki::Error),
+    Key(rustls::Error),
+    Mismatch,
+}
+
+impl fmt::Display for CertificateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match &self.problem {
+            Problem::Read(error) if error.kind() == std::io::ErrorKind::PermissionDenied => write!(
+                f,
+                "{path} cannot be read: permission denied; let the user that runs foregate read it"
+            ),
+            Problem::Read(error) => write!(f, "{path} cannot be read: {error}"),
+            Problem::Pem(error) => write!(f, "{path} is not valid PEM: {error}"),
+            Problem::Empty => write!(
+                f,
+                "{path} holds no certificate; expected PEM with BEGIN CERTIFICATE, the server's own first"
+            ),
+            Problem::NoKey => write!(
+                f,
+                "{path} holds no private key; expected PEM with BEGIN PRIVATE KEY, not encrypted"
+            ),
+            Problem::X509(error) => write!(f, "{path} holds a certificate that cannot be used: {error}"),
+            Problem::Key(error) => write!(
+                f,
+                "{path} holds a private key of a kind that cannot be used: {error}; use ECDSA P-256, RSA or Ed25519"
+            ),
+            Problem::Mismatch => write!(
+                f,
+                "{path} is not the private key of the certificate; give the key the certificate was made with"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for CertificateError {}

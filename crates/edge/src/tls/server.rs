@@ -1,0 +1,60 @@
+//! The TLS configurations of one snapshot: TCP in two version floors, and QUIC.
+
+use std::sync::{Arc, OnceLock};
+
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::{NoServerSessionStorage, ProducesTickets};
+use rustls::version::{TLS12, TLS13};
+
+use super::CertificateStore;
+
+/// Ready-made configurations, shared by all workers.
+pub(crate) struct TlsServer {
+    /// TLS 1.3 only, the default.
+    pub(crate) modern: Arc<ServerConfig>,
+    /// For sites with `tls.min_version = "1.2"`.
+    pub(crate) tls12: Arc<ServerConfig>,
+    /// TLS 1.3 with ALPN h3.
+    pub(crate) quic: Arc<ServerConfig>,
+}
+
+impl TlsServer {
+    /// # Errors
+    /// The crypto provider lacks what the versions need; does not happen with the one we link.
+    pub(crate) fn new(store: &Arc<CertificateStore>) -> Result<TlsServer, rustls::Error> {
+        let tcp: [&[u8]; 2] = [b"h2", b"http/1.1"];
+        Ok(TlsServer {
+            modern: Arc::new(config(store, &[&TLS13], &tcp)?),
+            tls12: Arc::new(config(store, &[&TLS13, &TLS12], &tcp)?),
+            quic: Arc::new(config(store, &[&TLS13], &[b"h3"])?),
+        })
+    }
+}
+
+fn config(
+    store: &Arc<CertificateStore>,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    alpn: &[&[u8]],
+) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(versions)?
+        .with_no_client_auth()
+        .with_cert_resolver(store.clone());
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    // Resumption by tickets alone: the default is a locked cache of 256 sessions that workers fight over.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.ticketer = ticketer()?;
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}
+
+/// One rotating ticket key for the process: a ticket of one worker, or from before a reload, is good on all.
+fn ticketer() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
+    static TICKETER: OnceLock<Arc<dyn ProducesTickets>> = OnceLock::new();
+    if let Some(ticketer) = TICKETER.get() {
+        return Ok(ticketer.clone());
+    }
+    let fresh = aws_lc_rs::Ticketer::new()?;
+    Ok(TICKETER.get_or_init(|| fresh).clone())
+}

@@ -1,0 +1,173 @@
+//! One data-plane thread's own: its snapshot, its connections to VMs, its counters, its dice.
+
+use std::cell::{Cell, RefCell};
+use std::fmt::Write as _;
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use foregate_routing::{Publisher, Reader};
+use foregate_upstream::Client;
+use http::HeaderValue;
+
+use crate::Live;
+use crate::drain::Drain;
+use crate::limit::Connections;
+use crate::tls::TlsServer;
+
+/// Belongs to its thread; everything that serves a request holds it by `Rc`.
+pub(crate) struct Worker {
+    pub(crate) client: Client,
+    pub(crate) drain: Drain,
+    pub(crate) connections: Arc<Connections>,
+    reader: RefCell<Reader<Live>>,
+    prepared: RefCell<Rc<Prepared>>,
+    /// Requests and tunnels under way.
+    running: Cell<usize>,
+    /// Client connections of this worker.
+    open: Cell<usize>,
+    dice: Cell<u64>,
+}
+
+/// A snapshot with what a worker derives from it once.
+pub(crate) struct Prepared {
+    live: Rc<Arc<Live>>,
+    pub(crate) tls: TlsServer,
+    /// The advertisement of HTTP/3 for each HTTPS port.
+    alt_svc: Vec<(u16, HeaderValue)>,
+}
+
+impl Deref for Prepared {
+    type Target = Live;
+
+    fn deref(&self) -> &Live {
+        &self.live
+    }
+}
+
+impl Prepared {
+    fn new(live: &Rc<Arc<Live>>) -> Result<Prepared, rustls::Error> {
+        let http3 = &live.settings.http3;
+        let mut alt_svc = Vec::new();
+        if http3.enabled && http3.alt_svc {
+            for port in &live.settings.https {
+                let advertised = http3.alt_svc_port.unwrap_or(*port);
+                let text = format!("h3=\":{advertised}\"; ma={}", http3.alt_svc_max_age.as_secs());
+                if let Ok(value) = HeaderValue::from_str(&text) {
+                    alt_svc.push((*port, value));
+                }
+            }
+        }
+        Ok(Prepared { live: live.clone(), tls: TlsServer::new(&live.certificates)?, alt_svc })
+    }
+
+    /// What to advertise on a connection to this port.
+    pub(crate) fn alt_svc(&self, port: u16) -> Option<&HeaderValue> {
+        self.alt_svc.iter().find(|(of, _)| *of == port).map(|(_, value)| value)
+    }
+}
+
+impl Worker {
+    pub(crate) fn new(
+        live: &Publisher<Live>,
+        connections: Arc<Connections>,
+    ) -> Result<Rc<Worker>, rustls::Error> {
+        let mut reader = live.reader();
+        let prepared = Rc::new(Prepared::new(reader.current())?);
+        Ok(Rc::new(Worker {
+            client: Client::default(),
+            drain: Drain::new(),
+            connections,
+            reader: RefCell::new(reader),
+            prepared: RefCell::new(prepared),
+            running: Cell::new(0),
+            open: Cell::new(0),
+            // Not for secrets: it spreads load and names requests. The state must not be zero.
+            dice: Cell::new(RandomState::new().hash_one(std::thread::current().id()) | 1),
+        }))
+    }
+
+    /// The newest snapshot. Hold it for as long as one request.
+    pub(crate) fn current(&self) -> Rc<Prepared> {
+        let mut reader = self.reader.borrow_mut();
+        let live = reader.current();
+        let mut prepared = self.prepared.borrow_mut();
+        if !Rc::ptr_eq(live, &prepared.live) {
+            match Prepared::new(live) {
+                Ok(next) => *prepared = Rc::new(next),
+                // The provider refused its own defaults; what worked before goes on.
+                Err(error) => tracing::error!(%error, "the new TLS configuration cannot be used"),
+            }
+        }
+        prepared.clone()
+    }
+
+    /// Counts a request for as long as the guard lives.
+    pub(crate) fn begin(self: &Rc<Worker>) -> Counted {
+        Counted::new(self, |worker| &worker.running)
+    }
+
+    /// Counts a connection for as long as the guard lives.
+    pub(crate) fn connected(self: &Rc<Worker>) -> Counted {
+        Counted::new(self, |worker| &worker.open)
+    }
+
+    pub(crate) fn running(&self) -> usize {
+        self.running.get()
+    }
+
+    pub(crate) fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// A random number (xorshift64*).
+    pub(crate) fn roll(&self) -> u64 {
+        let mut x = self.dice.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.dice.set(x);
+        x.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    /// A name for a request: 32 hexadecimal digits.
+    pub(crate) fn request_id(&self) -> String {
+        let mut id = String::with_capacity(32);
+        // Writing to a String cannot fail.
+        _ = write!(id, "{:016x}{:016x}", self.roll(), self.roll());
+        id
+    }
+
+    /// Nanoseconds on a clock that all of this process's balancers share.
+    pub(crate) fn now_nanos(&self) -> u64 {
+        u64::try_from(clock_origin().elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Endpoint vitals are shared by the workers, so the times in them must count from one instant.
+fn clock_origin() -> std::time::Instant {
+    static ORIGIN: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    *ORIGIN.get_or_init(std::time::Instant::now)
+}
+
+/// One more, until dropped.
+pub(crate) struct Counted {
+    worker: Rc<Worker>,
+    counter: fn(&Worker) -> &Cell<usize>,
+}
+
+impl Counted {
+    fn new(worker: &Rc<Worker>, counter: fn(&Worker) -> &Cell<usize>) -> Counted {
+        let cell = counter(worker);
+        cell.set(cell.get() + 1);
+        Counted { worker: worker.clone(), counter }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let cell = (self.counter)(&self.worker);
+        cell.set(cell.get().saturating_sub(1));
+    }
+}

@@ -1,0 +1,395 @@
+//! Hygiene of request and response heads (RFC 9110, section 7): what is for one connection only stays on
+//! it, what is said about the client is true, and a host is named exactly once.
+
+use std::net::IpAddr;
+
+use http::header::{
+    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA, WWW_AUTHENTICATE,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
+
+pub const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+pub const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// In a request's extensions: the client asks to leave HTTP for this protocol.
+///
+/// Every HTTP version says it so: HTTP/1.1 by `Upgrade`, HTTP/2 by an extended CONNECT (RFC 8441). The
+/// method of such a request is GET.
+#[derive(Clone, Debug)]
+pub struct Wish(pub HeaderValue);
+
+/// In a request's extensions: the client takes trailers. Known of itself for HTTP/2 and HTTP/3.
+#[derive(Clone, Copy, Debug)]
+pub struct TakesTrailers;
+
+/// Why a head is refused with 400.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostProblem {
+    #[error("the request names no host")]
+    Missing,
+    #[error("the request names a host more than once")]
+    Double,
+    #[error("the Host field and the request target name different hosts")]
+    Conflict,
+    #[error("the Host field is not text")]
+    NotText,
+}
+
+/// The one authority a request names, by target or by `Host` (RFC 9110, section 7.2).
+///
+/// `None` only for HTTP/1.0, which knows requests without.
+///
+/// # Errors
+/// None, two, or two different ones.
+pub fn authority(parts: &Parts) -> Result<Option<HeaderValue>, HostProblem> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(HostProblem::Double);
+    }
+    match (parts.uri.authority().map(http::uri::Authority::as_str), host) {
+        (Some(target), Some(host)) if !target.as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
+            Err(HostProblem::Conflict)
+        }
+        // RFC 9112, section 3.2: HTTP/1.1 needs the field even beside an absolute target.
+        (Some(_), None) if parts.version == Version::HTTP_11 => Err(HostProblem::Missing),
+        (_, Some(host)) => Ok(Some(host.clone())),
+        (Some(target), None) => HeaderValue::from_str(target).map(Some).map_err(|_| HostProblem::NotText),
+        (None, None) if parts.version <= Version::HTTP_10 => Ok(None),
+        (None, None) => Err(HostProblem::Missing),
+    }
+}
+
+/// Whether a comma-separated field contains a token, without regard to case.
+#[must_use]
+pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|item| item.trim().eq_ignore_ascii_case(token))
+}
+
+/// Removes what is meant for one connection only: the fixed fields and those `Connection` names.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            // A peer must not be able to take away what every message needs.
+            .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Removes from a trailer section what may not stand there (RFC 9110, section 6.5.1).
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    for name in [
+        HOST,
+        CONTENT_LENGTH,
+        CONTENT_TYPE,
+        TRAILER,
+        EXPECT,
+        COOKIE,
+        SET_COOKIE,
+        WWW_AUTHENTICATE,
+        http::header::AUTHORIZATION,
+        http::header::CONTENT_ENCODING,
+        http::header::CONTENT_RANGE,
+        http::header::RANGE,
+        http::header::CACHE_CONTROL,
+        ACCEPT,
+        DATE,
+        FORWARDED,
+        X_FORWARDED_FOR,
+        X_FORWARDED_HOST,
+        X_FORWARDED_PROTO,
+    ] {
+        trailers.remove(name);
+    }
+}
+
+/// The client's address as far as trusted peers vouch for it: from the right of `X-Forwarded-For`, the
+/// first address that is not itself a trusted proxy.
+#[must_use]
+pub fn client_ip(headers: &HeaderMap, peer: IpAddr, trusted: impl Fn(IpAddr) -> bool) -> IpAddr {
+    let mut client = peer;
+    for value in headers.get_all(X_FORWARDED_FOR).iter().rev() {
+        let Ok(text) = value.to_str() else { return client };
+        for item in text.rsplit(',') {
+            if !trusted(client) {
+                return client;
+            }
+            let Some(address) = forwarded_address(item.trim()) else { return client };
+            client = address;
+        }
+    }
+    client
+}
+
+/// An item of `X-Forwarded-For`: an address, sometimes with a port, sometimes in brackets.
+fn forwarded_address(item: &str) -> Option<IpAddr> {
+    if let Ok(address) = item.parse::<IpAddr>() {
+        return Some(address.to_canonical());
+    }
+    if let Ok(address) = item.parse::<std::net::SocketAddr>() {
+        return Some(address.ip().to_canonical());
+    }
+    let bare = item.strip_prefix('[')?.strip_suffix(']')?;
+    bare.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+/// What is true of a request's origin, for [`forwarded`].
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// The peer of the connection.
+    pub peer: IpAddr,
+    /// Whether what the peer says of those before it is believed.
+    pub trusted: bool,
+    /// "http" or "https".
+    pub scheme: &'static str,
+    /// As the client named it, with a port if it gave one.
+    pub authority: &'a str,
+    pub version: Version,
+}
+
+/// Sets `X-Forwarded-For`, `-Proto`, `-Host` and `Via` for the VM.
+///
+/// What an untrusted peer says of the kind is dropped first, also under names that CGI-like servers
+/// cannot tell apart (`X_Forwarded_For`).
+pub fn forwarded(headers: &mut HeaderMap, origin: &Origin<'_>) {
+    if origin.trusted {
+        let mut chain = String::new();
+        for value in headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
+            chain.push_str(value);
+            chain.push_str(", ");
+        }
+        set(headers, X_FORWARDED_FOR, &format!("{chain}{}", origin.peer));
+        if !headers.contains_key(X_FORWARDED_PROTO) {
+            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
+        }
+        if !headers.contains_key(X_FORWARDED_HOST) {
+            set(headers, X_FORWARDED_HOST, origin.authority);
+        }
+    } else {
+        drop_claims(headers);
+        set(headers, X_FORWARDED_FOR, &origin.peer.to_string());
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
+        set(headers, X_FORWARDED_HOST, origin.authority);
+    }
+    let via = match origin.version {
+        Version::HTTP_10 => "1.0 foregate",
+        Version::HTTP_2 => "2 foregate",
+        Version::HTTP_3 => "3 foregate",
+        _ => "1.1 foregate",
+    };
+    headers.append(VIA, HeaderValue::from_static(via));
+}
+
+/// Removes every field by which a client could pose as a proxy.
+fn drop_claims(headers: &mut HeaderMap) {
+    let claims: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str();
+            let first = name.as_bytes().first();
+            // Almost no field passes this, so that the common request allocates nothing here.
+            matches!(first, Some(b'x' | b'f' | b'h' | b'c' | b't'))
+                && (name.starts_with("x-forwarded-")
+                    || name == "forwarded"
+                    || (name.contains('_') && poses(&name.replace('_', "-"))))
+        })
+        .cloned()
+        .collect();
+    for name in claims {
+        headers.remove(name);
+    }
+}
+
+/// Names that mean something else when a server takes `_` for `-`.
+fn poses(name: &str) -> bool {
+    name.starts_with("x-forwarded-")
+        || matches!(
+            name,
+            "forwarded" | "x-real-ip" | "x-request-id" | "host" | "content-length" | "transfer-encoding"
+        )
+}
+
+/// Joins several `Cookie` fields into the one that HTTP/1.1 knows (RFC 9113, section 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut fields = headers.get_all(COOKIE).iter();
+    let (Some(first), Some(_)) = (fields.next(), fields.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for field in headers.get_all(COOKIE).iter().skip(1) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(field.as_bytes());
+    }
+    // Pieces of valid values and "; " make a valid value.
+    if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(joined)) {
+        headers.insert(COOKIE, value);
+    }
+}
+
+/// Gives a response the `Date` every origin and gateway owes (RFC 9110, section 6.6.1).
+pub fn ensure_date(headers: &mut HeaderMap) {
+    if !headers.contains_key(DATE) {
+        headers.insert(DATE, date());
+    }
+}
+
+/// Now, as `Date` writes it; formatted once a second for each thread.
+fn date() -> HeaderValue {
+    use std::cell::RefCell;
+    use std::time::{Duration, Instant, SystemTime};
+
+    thread_local! {
+        static LAST: RefCell<Option<(Instant, HeaderValue)>> = const { RefCell::new(None) };
+    }
+    LAST.with_borrow_mut(|last| match last {
+        Some((made, value)) if made.elapsed() < Duration::from_millis(500) => value.clone(),
+        _ => {
+            let text = httpdate::fmt_http_date(SystemTime::now());
+            let value = HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+            *last = Some((Instant::now(), value.clone()));
+            value
+        }
+    })
+}
+
+/// Sets a field to text that cannot be invalid; if it were, the field is dropped rather than forged.
+fn set(headers: &mut HeaderMap, name: HeaderName, text: &str) {
+    match HeaderValue::from_str(text) {
+        Ok(value) => _ = headers.insert(name, value),
+        Err(_) => _ = headers.remove(name),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn parts(target: &str, version: Version, hosts: &[&str]) -> Parts {
+        let mut request = Request::builder().uri(target).version(version);
+        for host in hosts {
+            request = request.header(HOST, *host);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn a_host_is_named_exactly_once() {
+        let case = |target, version, hosts: &[&str]| {
+            authority(&parts(target, version, hosts)).map(|host| host.map(|host| host.to_str().unwrap().to_owned()))
+        };
+        assert_eq!(case("/", Version::HTTP_11, &["a.test"]), Ok(Some("a.test".into())));
+        assert_eq!(case("/", Version::HTTP_11, &[]), Err(HostProblem::Missing));
+        assert_eq!(case("/", Version::HTTP_10, &[]), Ok(None));
+        assert_eq!(case("/", Version::HTTP_11, &["a.test", "a.test"]), Err(HostProblem::Double));
+        assert_eq!(case("http://a.test/", Version::HTTP_11, &["A.test"]), Ok(Some("A.test".into())));
+        assert_eq!(case("http://a.test/", Version::HTTP_11, &["b.test"]), Err(HostProblem::Conflict));
+        assert_eq!(case("http://a.test/", Version::HTTP_11, &[]), Err(HostProblem::Missing));
+        assert_eq!(case("https://a.test/", Version::HTTP_2, &[]), Ok(Some("a.test".into())));
+        assert_eq!(case("https://a.test/", Version::HTTP_2, &["b.test"]), Err(HostProblem::Conflict));
+    }
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in fields {
+            map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        map
+    }
+
+    #[test]
+    fn fields_of_one_connection_stay_there() {
+        let mut headers = map(&[
+            ("connection", "close, X-Secret"),
+            ("connection", "host"),
+            ("x-secret", "1"),
+            ("host", "a.test"),
+            ("keep-alive", "5"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("x-kept", "1"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("host", "a.test"), ("x-kept", "1")]));
+    }
+
+    #[test]
+    fn an_untrusted_client_cannot_pose() {
+        let mut headers = map(&[
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x-forwarded-port", "1"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("forwarded", "for=6.6.6.6"),
+            ("x_custom", "kept"),
+        ]);
+        let origin = Origin {
+            peer: [192, 0, 2, 1].into(),
+            trusted: false,
+            scheme: "https",
+            authority: "a.test:8443",
+            version: Version::HTTP_2,
+        };
+        forwarded(&mut headers, &origin);
+        let expected = map(&[
+            ("x_custom", "kept"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "a.test:8443"),
+            ("via", "2 foregate"),
+        ]);
+        assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn trusted_proxies_vouch_for_the_client() {
+        let trusted = |address: IpAddr| address.to_string().starts_with("10.");
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let headers = map(&[("x-forwarded-for", "6.6.6.6, 1.2.3.4, 10.0.0.2")]);
+        assert_eq!(client_ip(&headers, ip("10.0.0.1"), trusted), ip("1.2.3.4"));
+        assert_eq!(client_ip(&headers, ip("9.9.9.9"), trusted), ip("9.9.9.9"));
+        let several = map(&[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "[2001:db8::1]:99")]);
+        assert_eq!(client_ip(&several, ip("10.0.0.1"), trusted), ip("2001:db8::1"));
+        let garbage = map(&[("x-forwarded-for", "1.2.3.4, unknown")]);
+        assert_eq!(client_ip(&garbage, ip("10.0.0.1"), trusted), ip("10.0.0.1"));
+    }
+
+    #[test]
+    fn cookies_are_joined() {
+        let mut headers = map(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut headers);
+        assert_eq!(headers, map(&[("cookie", "a=1; b=2; c=3")]));
+    }
+}

@@ -1,0 +1,13 @@
+//! What flows between a client and a VM, the same for every HTTP version: bodies, failures, the hygiene
+//! of heads, and tunnels.
+//!
+//! The crate opens nothing and decides nothing; it knows neither routes nor connections.
+
+mod body;
+mod failure;
+pub mod head;
+pub mod tunnel;
+
+pub use body::Body;
+pub use failure::{Failure, Kind, Side};
+pub use tunnel::Tunnel;

@@ -1,0 +1,187 @@
+//! Which certificate every host is shown, and what to do about hosts that have none.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use foregate_edge::{Certificate, CertificateStore};
+use foregate_routing::HostPattern;
+
+use super::diagnostic::{Problem, Problems};
+use super::server::Server;
+use super::sites::{SiteDraft, SiteLayer};
+use super::source::{Place, Placed};
+use super::suggest;
+use super::tls::{CertificateFiles, Tls};
+use crate::self_signed::{self, SelfSigned};
+
+/// Opens every certificate and makes those that are missing, if it may.
+pub(super) fn compile(
+    tls: &Tls,
+    sites: &[(&SiteDraft, SiteLayer)],
+    server: &Server,
+    problems: &Problems,
+) -> (CertificateStore, Vec<SelfSigned>) {
+    let mut gathered = Gathered::default();
+    for files in &tls.certificates {
+        gathered.listed.extend(open(files, &mut gathered.opened, problems));
+    }
+    for (site, layer) in sites {
+        gathered.add_site(site, layer, problems);
+    }
+    let https = !server.settings.https.is_empty();
+    if https && tls.self_signed {
+        gathered.make_missing(sites, server, problems);
+    }
+    let default = gathered.fallback(tls, problems);
+    if https && !tls.self_signed {
+        gathered.refuse_missing(sites, default.is_some() || tls.default_certificate.is_some(), problems);
+    }
+    let Gathered { listed, by_host, made, .. } = gathered;
+    (CertificateStore::new(listed, by_host, default), made)
+}
+
+#[derive(Default)]
+struct Gathered {
+    /// Of `[[tls.certificates]]`, found by the names in them.
+    listed: Vec<Arc<Certificate>>,
+    /// Of single sites, written there or made for them.
+    by_host: Vec<(HostPattern, Arc<Certificate>)>,
+    /// Hosts of sites whose own certificate could not be opened, which was said already.
+    excused: Vec<HostPattern>,
+    made: Vec<SelfSigned>,
+    /// Made for clients that name no host.
+    nameless: Option<Arc<Certificate>>,
+    opened: Opened,
+}
+
+/// Files that stand in [defaults.sites] are opened once.
+type Opened = HashMap<(PathBuf, PathBuf), Option<Arc<Certificate>>>;
+
+fn open(files: &CertificateFiles, opened: &mut Opened, problems: &Problems) -> Option<Arc<Certificate>> {
+    let key = (files.cert.value.clone(), files.key.value.clone());
+    let entry = opened.entry(key).or_insert_with(|| match Certificate::load(&files.cert.value, &files.key.value) {
+        Ok(certificate) => Some(Arc::new(certificate)),
+        Err(error) => {
+            problems.push(Problem::error(files.place_of(error.path()), error.to_string()));
+            None
+        }
+    });
+    entry.clone()
+}
+
+impl Gathered {
+    fn add_site(&mut self, site: &SiteDraft, layer: &SiteLayer, problems: &Problems) {
+        let files = match (&layer.tls.cert, &layer.tls.key) {
+            (None, None) => return,
+            (Some(cert), Some(key)) => Some(CertificateFiles { cert: cert.clone(), key: key.clone() }),
+            (Some(lonely), None) | (None, Some(lonely)) => {
+                problems.push(Problem::error(lonely.place, "`cert` and `key` of a `tls` table go together"));
+                None
+            }
+        };
+        let certificate = files.as_ref().and_then(|files| open(files, &mut self.opened, problems));
+        for host in &site.hosts {
+            let Some(certificate) = &certificate else {
+                self.excused.push(host.value.clone());
+                continue;
+            };
+            if !names(certificate, &host.value) {
+                let message = format!("the certificate of the site `{}` does not name {}", site.name.value, host.value);
+                let problem = Problem::warning(host.place, message);
+                problems.push(problem.help("clients will refuse it for this host"));
+            }
+            self.by_host.push((host.value.clone(), certificate.clone()));
+        }
+    }
+
+    /// Whether a client that asks for this host is shown a certificate meant for it.
+    fn covered(&self, host: &HostPattern) -> bool {
+        let own = self.by_host.iter().any(|(known, _)| known == host);
+        own || self.excused.contains(host) || self.listed.iter().any(|certificate| names(certificate, host))
+    }
+
+    /// Makes a certificate for each site that lacks one, and one for clients that name no host.
+    fn make_missing(&mut self, sites: &[(&SiteDraft, SiteLayer)], server: &Server, problems: &Problems) {
+        let folder = server.state_dir.join("self-signed");
+        let now = SystemTime::now();
+        let make = |name: &str, hosts: &[String], place: Place| match self_signed::obtain(&folder, name, hosts, now) {
+            Ok(made) => Some(made),
+            Err(error) => {
+                problems.push(Problem::error(place, error.to_string()));
+                None
+            }
+        };
+        // "*" is left to the one for all; so are addresses, which clients do not send as a name.
+        let mut fallback = ["localhost", "*.localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
+        let addresses = server.settings.addresses.iter().filter(|address| !address.is_unspecified());
+        fallback.extend(addresses.map(IpAddr::to_string));
+        for (site, _) in sites {
+            let mut lacking = site.hosts.clone();
+            lacking.retain(|host| host.value != HostPattern::Any && !self.covered(&host.value));
+            let Some(first) = lacking.first() else { continue };
+            let hosts: Vec<String> = lacking.iter().map(|host| host.value.to_string()).collect();
+            fallback.extend(hosts.iter().filter(|host| host.parse::<IpAddr>().is_ok()).cloned());
+            let Some(made) = make(&format!("site-{}", site.name.value), &hosts, first.place) else { continue };
+            let certificate = &made.certificate;
+            self.by_host.extend(lacking.iter().map(|host| (host.value.clone(), certificate.clone())));
+            self.made.push(made);
+        }
+        if let Some(made) = make("default", &fallback, Place { file: 0, start: 0, end: 0 }) {
+            self.nameless = Some(made.certificate.clone());
+            self.made.push(made);
+        }
+    }
+
+    /// What clients with no or an unknown SNI are shown.
+    fn fallback(&self, tls: &Tls, problems: &Problems) -> Option<Arc<Certificate>> {
+        let Some(wanted) = &tls.default_certificate else { return self.nameless.clone() };
+        let store = CertificateStore::new(self.listed.clone(), self.by_host.clone(), None);
+        let host = wanted.value.to_ascii_lowercase();
+        if let Some(certificate) = store.find(&host) {
+            return Some(certificate.clone());
+        }
+        let known: Vec<&str> = self.listed.iter().flat_map(|listed| listed.names()).map(String::as_str).collect();
+        let problem = Problem::error(wanted.place, format!("no certificate is for {}", wanted.value));
+        problems.push(match suggest::nearest(&host, known.iter().copied()) {
+            Some(word) => problem.suggest(Some(word)),
+            None if known.is_empty() => problem.help("list one under [[tls.certificates]]"),
+            None => problem.help(format!("the certificates are for {}", known.join(", "))),
+        });
+        None
+    }
+
+    fn refuse_missing(&self, sites: &[(&SiteDraft, SiteLayer)], has_default: bool, problems: &Problems) {
+        for (site, _) in sites {
+            let lacking = |host: &&Placed<HostPattern>| {
+                // A client that names no host is shown the default, and for "*" anything may be meant.
+                let by_default = match &host.value {
+                    HostPattern::Any => true,
+                    HostPattern::Exact(name) => name.parse::<IpAddr>().is_ok(),
+                    HostPattern::Wildcard(_) => false,
+                };
+                !self.covered(&host.value) && !(by_default && has_default)
+            };
+            let lacking: Vec<&Placed<HostPattern>> = site.hosts.iter().filter(lacking).collect();
+            let Some(first) = lacking.first() else { continue };
+            let hosts: Vec<String> = lacking.iter().map(|host| host.value.to_string()).collect();
+            let message = format!("there is no certificate for {}", hosts.join(", "));
+            problems.push(Problem::error(first.place, message).help(
+                "there are three ways to one: a file under [[tls.certificates]], [tls.acme] (not supported yet), \
+                 or `self_signed = true` in [tls] for development",
+            ));
+        }
+    }
+}
+
+/// Whether a certificate was made for this host. A self-signed one of ours stands in for any, but is found
+/// by host only.
+fn names(certificate: &Certificate, host: &HostPattern) -> bool {
+    match host {
+        HostPattern::Exact(name) => certificate.covers(name),
+        HostPattern::Wildcard(_) => certificate.names().contains(&host.to_string()),
+        HostPattern::Any => false,
+    }
+}

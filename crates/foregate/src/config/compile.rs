@@ -1,0 +1,318 @@
+//! From what was written to what is served: names become pools, drafts become specifications, and whatever
+//! can only be seen from above is checked here.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use foregate_edge::Live;
+use foregate_routing::{
+    ActionSpec, Balance, HashOn, HostPattern, PathPattern, PoolId, PoolSpec, Rewrite, RouteSpec, SiteSpec,
+    Snapshot, SnapshotBuilder, When,
+};
+use foregate_upstream::Transport;
+
+use super::certificates;
+use super::diagnostic::{Problem, Problems};
+use super::document::Document;
+use super::inherit::Layer;
+use super::pools::{PoolDraft, PoolLayer};
+use super::routes::{Action, ActionKind, PoolRef, RouteDraft};
+use super::sites::{SiteDraft, SiteLayer};
+use super::source::{Place, Placed};
+use super::suggest;
+use super::value::Location;
+use crate::self_signed::SelfSigned;
+
+/// What a document without errors compiles to.
+pub(super) struct Compiled {
+    pub(super) live: Live,
+    pub(super) self_signed: Vec<SelfSigned>,
+}
+
+/// Compiles a document. `None` exactly when an error has been noted.
+pub(super) fn compile(document: Document, previous: Option<&Snapshot>, problems: &Problems) -> Option<Compiled> {
+    let Document { server, tls, site_defaults, pool_defaults, sites, pools } = document;
+    let mut assembly = Assembly {
+        builder: SnapshotBuilder::new(previous),
+        transports: Vec::new(),
+        named: HashMap::new(),
+        unknown: None,
+        defaults: pool_defaults,
+        problems,
+    };
+    for pool in &pools {
+        assembly.add_named(pool);
+    }
+    let mut layers: Vec<(&SiteDraft, SiteLayer)> = Vec::new();
+    let served = !server.settings.https.is_empty();
+    for site in &sites {
+        let layer = site.layer.clone().over(&site_defaults);
+        check_addresses(&layer, &server.settings.addresses, problems);
+        let redirect = layer.redirect_to_https.unwrap_or(server.redirect_to_https) && served;
+        let hsts = layer.hsts.as_ref().value();
+        if hsts.is_some_and(|hsts| hsts.preload_is_vain()) {
+            let message = format!("browsers will not preload the site `{}`", site.name.value);
+            let problem = Problem::warning(site.name.place, message);
+            problems.push(problem.help("their lists ask for `include_subdomains = true` and `max_age = \"365d\"` or more"));
+        }
+        let spec = SiteSpec {
+            name: site.name.value.as_str().into(),
+            hosts: site.hosts.iter().map(|host| host.value.clone()).collect(),
+            addresses: layer.addresses.as_ref().map(|addresses| addresses.value.clone()),
+            http3: layer.http3.unwrap_or(true),
+            redirect_to_https: redirect,
+            hsts: hsts.and_then(|hsts| hsts.compile()),
+            tls_min_version: layer.tls.min_version.unwrap_or(tls.min_version),
+            routes: assembly.routes(site, &layer, server.request_body),
+        };
+        assembly.builder.add_site(spec);
+        layers.push((site, layer));
+    }
+    refuse_equal_hosts(&layers, problems);
+    assembly.warn_of_unused();
+    let (store, self_signed) = certificates::compile(&tls, &layers, &server, problems);
+    if problems.any_error() {
+        return None;
+    }
+    let transports: Option<Vec<Arc<Transport>>> = assembly.transports.into_iter().collect();
+    let live = Live {
+        routing: assembly.builder.build(),
+        transports: transports?,
+        certificates: Arc::new(store),
+        settings: Arc::new(server.settings),
+    };
+    Some(Compiled { live, self_signed })
+}
+
+/// The snapshot in the making, and the pools that can be named so far.
+struct Assembly<'p> {
+    builder: SnapshotBuilder,
+    /// Index is that of the pool; `None` where an error was noted.
+    transports: Vec<Option<Arc<Transport>>>,
+    named: HashMap<String, NamedPool>,
+    /// Stands in for every pool that does not exist, so that its route can be looked at all the same.
+    unknown: Option<PoolId>,
+    defaults: PoolLayer,
+    problems: &'p Problems,
+}
+
+struct NamedPool {
+    id: PoolId,
+    place: Place,
+    used: Cell<bool>,
+}
+
+/// The inline pools of one site: equal lists of addresses are one pool.
+type InlinePools = Vec<(Vec<Location>, PoolId)>;
+
+impl Assembly<'_> {
+    fn add(&mut self, pool: &PoolDraft) -> PoolId {
+        let layer = pool.layer.clone().over(&self.defaults);
+        let transport = super::transport::compile(pool, &layer, self.problems);
+        self.transports.push(transport.map(Arc::new));
+        self.builder.add_pool(pool.compile(&layer, self.problems))
+    }
+
+    fn add_named(&mut self, pool: &PoolDraft) {
+        let id = self.add(pool);
+        let named = NamedPool { id, place: pool.name.place, used: Cell::new(false) };
+        self.named.insert(pool.name.value.clone(), named);
+    }
+
+    fn pool(&mut self, pool: &PoolRef, name: &str, inline: &mut InlinePools) -> PoolId {
+        let locations = match pool {
+            PoolRef::Named(name) => return self.find(name),
+            PoolRef::Inline(locations) => locations,
+        };
+        let wanted: Vec<Location> = locations.iter().map(|location| location.value.clone()).collect();
+        if let Some((_, id)) = inline.iter().find(|(known, _)| *known == wanted) {
+            return *id;
+        }
+        // An endpoint is known by its pool's name and its address: the name must be unique and last.
+        let base = format!("sites.{name}");
+        let taken = |name: &String, assembly: &Self| assembly.named.contains_key(name);
+        let mut unique = base.clone();
+        let mut count = 1;
+        while taken(&unique, self) {
+            count += 1;
+            unique = format!("{base}#{count}");
+        }
+        let place = locations.first().map_or(Place { file: 0, start: 0, end: 0 }, |first| first.place);
+        let draft = PoolDraft::inline(Placed::new(unique.clone(), place), locations.clone(), self.problems);
+        let id = self.add(&draft);
+        self.named.insert(unique, NamedPool { id, place, used: Cell::new(true) });
+        inline.push((wanted, id));
+        id
+    }
+
+    fn find(&mut self, name: &Placed<String>) -> PoolId {
+        if let Some(pool) = self.named.get(&name.value) {
+            pool.used.set(true);
+            return pool.id;
+        }
+        let mut known: Vec<&str> =
+            self.named.keys().map(String::as_str).filter(|known| !known.starts_with("sites.")).collect();
+        known.sort_unstable();
+        let problem = Problem::error(name.place, format!("there is no pool `{}`", name.value));
+        let bare = name.value.parse::<IpAddr>().is_ok() || name.value.contains('.');
+        let problem = match suggest::nearest(&name.value, known.iter().copied()) {
+            Some(word) => problem.suggest(Some(word)),
+            None if bare => problem.help(format!("an address has a port: \"{}:80\"", name.value)),
+            None if known.is_empty() => {
+                problem.help(format!("write [pools.{}], or the VM's address in its place", name.value))
+            }
+            None => problem.help(format!("the pools are {}", quoted(&known))),
+        };
+        self.problems.push(problem);
+        let Self { unknown, builder, transports, .. } = self;
+        *unknown.get_or_insert_with(|| {
+            transports.push(None);
+            builder.add_pool(PoolSpec {
+                name: "".into(),
+                balance: Balance::default(),
+                hash_on: HashOn::default(),
+                sticky: None,
+                health: None,
+                members: Vec::new(),
+            })
+        })
+    }
+
+    fn action(&mut self, action: &Action, name: &str, inline: &mut InlinePools) -> Option<ActionSpec> {
+        Some(match &action.kind {
+            ActionKind::Pool(pool) => ActionSpec::Pool(self.pool(pool, name, inline)),
+            ActionKind::Split { arms, on } => ActionSpec::Split {
+                arms: arms.iter().map(|(pool, weight)| (self.pool(pool, name, inline), *weight)).collect(),
+                on: on.clone(),
+            },
+            ActionKind::Redirect { to, status } => ActionSpec::Redirect { to: to.clone(), status: *status },
+            ActionKind::Respond(respond) => ActionSpec::Respond(respond.clone()),
+            ActionKind::Unreadable => return None,
+        })
+    }
+
+    /// The routes of a site, its own action among them as the one for `/`.
+    fn routes(&mut self, site: &SiteDraft, layer: &SiteLayer, request_body: Option<u64>) -> Vec<RouteSpec> {
+        let mut inline = InlinePools::new();
+        let name = &site.name.value;
+        let own = site.action.as_ref().and_then(|action| self.action(action, name, &mut inline));
+        let mut specs: Vec<RouteSpec> = Vec::new();
+        let mut places: Vec<Place> = Vec::new();
+        let mut own_is_used = false;
+        for route in &site.routes {
+            let action = match &route.action {
+                Some(action) => self.action(action, &format!("{name}{}", route.first_path), &mut inline),
+                None => {
+                    own_is_used = true;
+                    self.own_action(site, own.as_ref(), route)
+                }
+            };
+            let Some(action) = action.filter(|_| route.sound) else { continue };
+            specs.push(RouteSpec {
+                name: route.name.as_str().into(),
+                paths: route.paths.iter().map(|path| path.value.clone()).collect(),
+                when: route.when.clone(),
+                action,
+                rewrite: route.rewrite.as_ref().map_or(Rewrite::None, |rewrite| rewrite.value.clone()),
+                policy: route.policy.clone().over(&layer.policy).compile(request_body),
+            });
+            places.push(route.place);
+        }
+        let routed = specs.len();
+        if let (Some(action), Some(written)) = (own, &site.action) {
+            specs.push(RouteSpec {
+                name: format!("sites.{name}").into(),
+                paths: vec![PathPattern::Prefix("/".into())],
+                when: When::default(),
+                action,
+                rewrite: Rewrite::None,
+                policy: layer.policy.clone().compile(request_body),
+            });
+            places.push(written.place);
+        }
+        let own = (specs.len() > routed).then_some(routed);
+        self.check_order(&mut specs, &places, own, own_is_used);
+        specs
+    }
+
+    fn own_action(&self, site: &SiteDraft, own: Option<&ActionSpec>, route: &RouteDraft) -> Option<ActionSpec> {
+        if site.action.is_none() {
+            let message = format!("this route does nothing, and the site `{}` has no action of its own", site.name.value);
+            let problem = Problem::error(route.place, message);
+            self.problems.push(problem.help("give it one of `pool`, `split`, `redirect` and `respond`"));
+        }
+        own.cloned()
+    }
+
+    /// Refuses routes that can never match, and warns of `when` taken for access control. `own` is the index
+    /// of the site's own action.
+    fn check_order(&self, specs: &mut Vec<RouteSpec>, places: &[Place], own: Option<usize>, own_is_used: bool) {
+        let mut shadowed = RouteSpec::shadowed(specs);
+        if let Some(own) = own.filter(|own| own_is_used && shadowed.iter().any(|one| one.route == *own)) {
+            // Routes without an action of their own use it, so it is not written in vain.
+            specs.truncate(own);
+            shadowed.retain(|one| one.route != own);
+        }
+        for one in shadowed {
+            let (Some(place), Some(by)) = (places.get(one.route), places.get(one.by)) else { continue };
+            let what = match own {
+                Some(own) if own == one.route => "the site's own action can never be reached",
+                _ => "this route can never match",
+            };
+            let problem = Problem::error(*place, what).other(*by, "this takes every request first");
+            self.problems.push(problem.help("remove it, or move it up or give it a narrower path"));
+        }
+        for (route, next) in RouteSpec::same_pool_fall_through(specs) {
+            let (Some(place), Some(next)) = (places.get(route), places.get(next)) else { continue };
+            let problem = Problem::warning(*place, "clients of other addresses reach the same pool all the same");
+            self.problems.push(problem.other(*next, "by this route").help("`when` chooses among routes; it does not deny"));
+        }
+    }
+
+    fn warn_of_unused(&self) {
+        for (name, pool) in self.named.iter().filter(|(_, pool)| !pool.used.get()) {
+            let problem = Problem::warning(pool.place, format!("no site uses the pool `{name}`"));
+            self.problems.push(problem);
+        }
+    }
+}
+
+fn quoted(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// A site's addresses are among those of the server, or under one of its wildcards.
+fn check_addresses(layer: &SiteLayer, server: &[IpAddr], problems: &Problems) {
+    let Some(addresses) = &layer.addresses else { return };
+    for address in &addresses.value {
+        let under = |own: &IpAddr| own == address || (own.is_unspecified() && own.is_ipv4() == address.is_ipv4());
+        if !server.iter().any(under) {
+            let message = format!("{address} is none of the addresses of [server]");
+            problems.push(Problem::error(addresses.place, message).help("add it to `server.addresses`"));
+        }
+    }
+}
+
+/// One host belongs to one site, wherever both sites exist.
+fn refuse_equal_hosts(sites: &[(&SiteDraft, SiteLayer)], problems: &Problems) {
+    let mut seen: HashMap<&HostPattern, Vec<(&SiteLayer, Place)>> = HashMap::new();
+    for (site, layer) in sites {
+        for host in &site.hosts {
+            let others = seen.entry(&host.value).or_default();
+            if let Some((_, first)) = others.iter().find(|(other, _)| share_an_address(layer, other)) {
+                let problem = Problem::error(host.place, format!("the host {} belongs to two sites", host.value));
+                problems.push(problem.other(*first, "here first"));
+            }
+            others.push((layer, host.place));
+        }
+    }
+}
+
+fn share_an_address(one: &SiteLayer, other: &SiteLayer) -> bool {
+    match (&one.addresses, &other.addresses) {
+        (Some(one), Some(other)) => one.value.iter().any(|address| other.value.contains(address)),
+        _ => true,
+    }
+}

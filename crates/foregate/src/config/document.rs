@@ -1,0 +1,246 @@
+//! The whole configuration, read but not compiled: all files, their sections and the names in them.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use toml::de::DeTable;
+
+use super::decode::{Reading, Table, Value};
+use super::diagnostic::{Problem, Problems};
+use super::http3;
+use super::names;
+use super::pools::{self, PoolDraft, PoolLayer};
+use super::server::Server;
+use super::sites::{self, SiteDraft, SiteLayer};
+use super::source::{self, Place, Placed, Source};
+use super::tls::Tls;
+
+#[derive(Debug, Default)]
+pub(super) struct Document {
+    pub(super) server: Server,
+    pub(super) tls: Tls,
+    pub(super) site_defaults: SiteLayer,
+    pub(super) pool_defaults: PoolLayer,
+    /// In the order of the files.
+    pub(super) sites: Vec<SiteDraft>,
+    pub(super) pools: Vec<PoolDraft>,
+}
+
+/// The files that `include` of the main file names, read.
+pub(super) fn included(main: &Source, problems: &Problems) -> Vec<Source> {
+    // What is wrong with the text itself is said when the whole document is read.
+    let (tree, _) = DeTable::parse_recoverable(&main.text);
+    let reading = Reading { source: main, problems };
+    let root = Table::whole(reading, tree.get_ref());
+    let Some(pattern) = root.read("include", Value::string) else { return Vec::new() };
+    let paths = match source::matching(&main.folder, &pattern.value) {
+        Ok(paths) => paths,
+        Err(error) => {
+            problems.push(Problem::error(pattern.place, format!("\"{}\" cannot be listed: {error}", pattern.value)));
+            return Vec::new();
+        }
+    };
+    if paths.is_empty() {
+        problems.push(Problem::warning(pattern.place, format!("\"{}\" names no file", pattern.value)));
+    }
+    let mut sources = Vec::new();
+    for path in paths.iter().filter(|path| !same_file(path, Path::new(&main.name))) {
+        match Source::read(path, sources.len() + 1) {
+            Ok(source) => sources.push(source),
+            Err(message) => problems.push(Problem::error(pattern.place, message)),
+        }
+    }
+    sources
+}
+
+/// `include = "*.toml"` beside the main file names the main file too.
+fn same_file(one: &Path, other: &Path) -> bool {
+    match (fs::canonicalize(one), fs::canonicalize(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
+}
+
+impl Document {
+    /// Reads every file; the first is the main one. `None` where one is not even TOML: what is missing in a
+    /// half-read file would only be blamed on its author.
+    pub(super) fn read(sources: &[Source], problems: &Problems) -> Option<Document> {
+        let mut document = Document::default();
+        let mut whole = true;
+        for source in sources {
+            let (tree, errors) = DeTable::parse_recoverable(&source.text);
+            for error in &errors {
+                problems.push(syntax(source, tree.get_ref(), error));
+            }
+            let mark = problems.count();
+            let root = Table::whole(Reading { source, problems }, tree.get_ref());
+            if source.index == 0 {
+                document.read_main(root);
+            } else {
+                document.read_included(root);
+            }
+            if !errors.is_empty() {
+                whole = false;
+                let broken = BrokenLines::new(source, &errors);
+                problems.retain_since(mark, |place| broken.spares(place));
+            }
+        }
+        document.refuse_equal_names(problems);
+        whole.then_some(document)
+    }
+
+    fn read_main(&mut self, root: Table<'_>) {
+        // Followed before.
+        root.get("include");
+        if let Some(table) = root.table("server") {
+            self.server = Server::read(table);
+        }
+        if let Some(table) = root.table("http3") {
+            self.server.settings.http3 = http3::read(table);
+        }
+        if let Some(table) = root.table("tls") {
+            self.tls = Tls::read(table);
+        }
+        if let Some(table) = root.table("defaults") {
+            if let Some(sites) = table.table("sites") {
+                self.site_defaults = SiteLayer::read_defaults(sites);
+            }
+            if let Some(pools) = table.table("pools") {
+                self.pool_defaults = PoolLayer::read_defaults(pools);
+            }
+            table.finish();
+        }
+        self.read_names(&root);
+        root.never_yet(&["admin", "access_log"]);
+        root.later("metrics", |value| is_only_off(value, "listen"));
+        root.later("tracing", |value| is_only_off(value, "otlp"));
+        root.finish();
+    }
+
+    fn read_included(&mut self, root: Table<'_>) {
+        if let Some(table) = root.table("tls") {
+            self.tls.certificates.extend(Tls::read_included(table));
+        }
+        self.read_names(&root);
+        root.misplaced(
+            &["include", "server", "admin", "metrics", "http3", "defaults", "access_log", "tracing"],
+            "an included file holds only sites, pools, filters, forwards and tls.certificates; this belongs into the main file",
+        );
+        root.finish();
+    }
+
+    fn read_names(&mut self, root: &Table<'_>) {
+        if let Some(table) = root.table("sites") {
+            self.sites.extend(names::read(&table, &sites::TABLES).into_iter().map(SiteDraft::read));
+        }
+        if let Some(table) = root.table("pools") {
+            self.pools.extend(names::read(&table, &pools::TABLES).into_iter().map(PoolDraft::read));
+        }
+        root.never_yet(&["filters", "forwards"]);
+    }
+
+    /// Within one file TOML itself refuses a name that stands twice.
+    fn refuse_equal_names(&mut self, problems: &Problems) {
+        unique(&mut self.sites, "site", |site| &site.name, problems);
+        unique(&mut self.pools, "pool", |pool| &pool.name, problems);
+    }
+}
+
+fn unique<T>(list: &mut Vec<T>, kind: &str, name: impl Fn(&T) -> &Placed<String>, problems: &Problems) {
+    let mut seen: HashMap<String, Place> = HashMap::new();
+    list.retain(|item| {
+        let name = name(item);
+        let Some(first) = seen.get(&name.value) else {
+            seen.insert(name.value.clone(), name.place);
+            return true;
+        };
+        let problem = Problem::error(name.place, format!("the {kind} `{}` stands twice", name.value));
+        problems.push(problem.other(*first, "here first"));
+        false
+    });
+}
+
+fn is_only_off(value: &Value<'_>, key: &'static str) -> bool {
+    let Some(table) = value.is_table().then(|| value.table()).flatten() else { return false };
+    table.entries().iter().all(|(name, value)| name.value == key && value.is_word("off"))
+}
+
+fn syntax(source: &Source, tree: &DeTable<'_>, error: &toml::de::Error) -> Problem {
+    let end = source.text.len();
+    let span = error.span().unwrap_or(end..end);
+    let place = source.place(span.clone());
+    let problem = Problem::error(place, error.message());
+    if error.message() != "duplicate key" {
+        return problem;
+    }
+    let key = source.text.get(span.clone()).unwrap_or_default();
+    let problem = Problem::error(place, format!("{key} stands twice"));
+    match first_of(source, tree, span.start, key) {
+        Some(first) => problem.other(first, "here first"),
+        None => problem,
+    }
+}
+
+/// The place of the key that a duplicate repeats: the same table header, or the nearest equal key before it.
+fn first_of(source: &Source, tree: &DeTable<'_>, at: usize, key: &str) -> Option<Place> {
+    let line_start = source.text.get(..at)?.rfind('\n').map_or(0, |newline| newline + 1);
+    let before_key = source.text.get(line_start..at)?;
+    if before_key.trim_start().starts_with('[') {
+        let header = format!("{}{key}]", before_key.trim_start());
+        let mut start = 0;
+        for line in source.text.split_inclusive('\n') {
+            if start < line_start && line.trim_start().starts_with(&header) {
+                let key_at = start + line.find(&header)? + before_key.trim_start().len();
+                return Some(source.place(key_at..key_at + key.len()));
+            }
+            start += line.len();
+        }
+        return None;
+    }
+    let mut nearest = None;
+    nearest_key(tree, source, at, key, &mut nearest);
+    nearest
+}
+
+fn nearest_key(tree: &DeTable<'_>, source: &Source, before: usize, key: &str, nearest: &mut Option<Place>) {
+    for (name, value) in tree {
+        let place = source.place(name.span());
+        let written = source.text.get(name.span());
+        if written == Some(key) && place.start < before && nearest.is_none_or(|nearest| nearest < place) {
+            *nearest = Some(place);
+        }
+        each_table(value.get_ref(), &mut |table| nearest_key(table, source, before, key, nearest));
+    }
+}
+
+fn each_table(value: &toml::de::DeValue<'_>, visit: &mut dyn FnMut(&DeTable<'_>)) {
+    match value {
+        toml::de::DeValue::Table(table) => visit(table),
+        toml::de::DeValue::Array(list) => list.iter().for_each(|item| each_table(item.get_ref(), visit)),
+        _ => {}
+    }
+}
+
+/// The lines of a file that are not TOML: what else seems wrong there is a consequence of that.
+struct BrokenLines<'a> {
+    source: &'a Source,
+    lines: Vec<usize>,
+}
+
+impl<'a> BrokenLines<'a> {
+    fn new(source: &'a Source, errors: &[toml::de::Error]) -> BrokenLines<'a> {
+        let lines = errors.iter().filter_map(toml::de::Error::span).flat_map(|span| {
+            line_of(source, span.start)..=line_of(source, span.end)
+        });
+        BrokenLines { source, lines: lines.collect() }
+    }
+
+    fn spares(&self, place: Place) -> bool {
+        place.file != self.source.index || !self.lines.contains(&line_of(self.source, place.start))
+    }
+}
+
+fn line_of(source: &Source, at: usize) -> usize {
+    source.text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+}

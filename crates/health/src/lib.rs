@@ -1,0 +1,132 @@
+//! Is it well: active probes, which write the vitals of endpoints.
+//!
+//! Every endpoint of a pool with a health check is probed by one loop: soon after the start for the first
+//! time, then every `interval`, 10 % more or less. A probe that has no answer within `timeout` has failed.
+//! `rise` successes in a row bring an endpoint up that was down, `fall` failures in a row bring it down. One
+//! that nobody has probed yet counts as usable: its first success brings it up, and it takes `fall` failures
+//! in a row, not one, to bring it down.
+//!
+//! Each change of a state is logged once, with the reason. The crate knows nothing of requests: who is picked
+//! is the business of `foregate_routing`, what a failed request means is not decided here.
+
+mod probe;
+mod standing;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod verdict;
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use foregate_routing::{Endpoint, HealthCheck, Pool, State};
+use foregate_upstream::Transport;
+use tokio::task::AbortHandle;
+
+use crate::standing::Standing;
+
+/// Probes of all pools. Belongs to the control thread's local runtime, where [`follow`](Monitor::follow) spawns;
+/// dropping it ends all probes and leaves every endpoint in the state it has.
+#[derive(Debug, Default)]
+pub struct Monitor {
+    /// By the endpoint's id.
+    watches: HashMap<u64, Watch>,
+    /// By the pool's name, those without a check too.
+    standings: HashMap<Arc<str>, Rc<Standing>>,
+}
+
+impl Monitor {
+    /// Probes nothing yet.
+    #[must_use]
+    pub fn new() -> Monitor {
+        Monitor::default()
+    }
+
+    /// Probes exactly these pools from now on, each over its transport; name those without a check too, whose
+    /// endpoints may have had one before.
+    ///
+    /// A probe goes on undisturbed, with all it has counted, where endpoint, check and transport (the very same
+    /// `Arc`) are unchanged. With another check or transport it begins anew, from the state the endpoint is in.
+    /// Where there is no check any more its endpoint becomes [`State::Unknown`].
+    ///
+    /// # Panics
+    /// Outside a local runtime or task set.
+    pub fn follow(&mut self, pools: impl IntoIterator<Item = (Arc<Pool>, Arc<Transport>)>) {
+        let mut watches = std::mem::take(&mut self.watches);
+        let mut standings = std::mem::take(&mut self.standings);
+        for (pool, transport) in pools {
+            let known = self.standings.remove(&pool.name).or_else(|| standings.remove(&pool.name));
+            let standing = known.unwrap_or_else(|| Rc::new(Standing::new(pool.clone())));
+            standing.follow(pool.clone());
+            if let Some(check) = &pool.health {
+                for endpoint in pool.members().iter().map(|member| &member.endpoint) {
+                    // An address may be written twice in a pool.
+                    if self.watches.contains_key(&endpoint.id) {
+                        continue;
+                    }
+                    let watch = match watches.remove(&endpoint.id) {
+                        Some(watch) if watch.goes_on(check, &transport) => watch,
+                        _ => Watch::start(endpoint, check, &transport, &standing),
+                    };
+                    self.watches.insert(endpoint.id, watch);
+                }
+            }
+            self.standings.insert(pool.name.clone(), standing);
+        }
+        for watch in watches.into_values() {
+            let standing = self.standings.get(&watch.endpoint.pool);
+            watch.retire(standing.map(|standing| &**standing));
+        }
+        // Not only probes change what is left of a pool: so do members that come and go.
+        for standing in self.standings.values() {
+            standing.review();
+        }
+    }
+}
+
+/// One endpoint's running probe; dropping it ends that.
+#[derive(Debug)]
+struct Watch {
+    endpoint: Arc<Endpoint>,
+    check: HealthCheck,
+    transport: Arc<Transport>,
+    task: AbortHandle,
+}
+
+impl Watch {
+    fn start(
+        endpoint: &Arc<Endpoint>,
+        check: &HealthCheck,
+        transport: &Arc<Transport>,
+        standing: &Rc<Standing>,
+    ) -> Watch {
+        let (endpoint, check, transport) = (endpoint.clone(), check.clone(), transport.clone());
+        let probing = probe::watch(endpoint.clone(), check.clone(), transport.clone(), standing.clone());
+        let task = tokio::task::spawn_local(probing).abort_handle();
+        Watch { endpoint, check, transport, task }
+    }
+
+    fn goes_on(&self, check: &HealthCheck, transport: &Arc<Transport>) -> bool {
+        // It ends by itself only if it panicked; the next reload mends that.
+        self.check == *check && Arc::ptr_eq(&self.transport, transport) && !self.task.is_finished()
+    }
+
+    /// Nobody probes the endpoint any more, whose pool may be gone too.
+    fn retire(self, standing: Option<&Standing>) {
+        self.task.abort();
+        match standing {
+            Some(standing) if self.endpoint.vitals.state() == State::Down && standing.has(&self.endpoint) => {
+                standing.change(&self.endpoint, State::Unknown, &"it is probed no more");
+            }
+            _ => _ = self.endpoint.vitals.set_state(State::Unknown),
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,230 @@
+//! The life of one endpoint's probe, and why a probe may fail.
+
+mod http;
+mod tcp;
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::StatusCode;
+use foregate_exchange::Failure;
+use foregate_routing::{Endpoint, HealthCheck, Probe, State};
+use foregate_upstream::Transport;
+use tokio::time::{Instant, sleep};
+
+use crate::standing::Standing;
+use crate::verdict::Streak;
+
+/// The first probes of many endpoints are spread over at most this long.
+const SPREAD: Duration = Duration::from_millis(500);
+/// How far an interval may be off, as a share of it, so that many probes do not march in step.
+const JITTER: f64 = 0.1;
+
+/// Probes an endpoint as its check says and writes its state. Ends only by being dropped.
+pub(crate) async fn watch(
+    endpoint: Arc<Endpoint>,
+    check: HealthCheck,
+    transport: Arc<Transport>,
+    standing: Rc<Standing>,
+) {
+    match &check.probe {
+        Probe::Http { path, status, host, contains } => {
+            let ask = http::Ask { path, status, host: host.as_deref(), contains: contains.as_deref() };
+            let mut probe = http::HttpProbe::new(&endpoint, &transport, ask, check.timeout);
+            attend(&endpoint, &check, &standing, async || probe.run().await).await;
+        }
+        Probe::Tcp => {
+            let probe = tcp::TcpProbe::new(&endpoint, check.timeout);
+            attend(&endpoint, &check, &standing, async || probe.run().await).await;
+        }
+    }
+}
+
+/// One probe soon after the start, then one every interval, counted from start to start; never two at once.
+async fn attend(
+    endpoint: &Arc<Endpoint>,
+    check: &HealthCheck,
+    standing: &Standing,
+    mut probe: impl AsyncFnMut() -> Result<(), Unwell>,
+) {
+    let mut dice = Dice::new();
+    let mut streak = Streak::new(check.rise, check.fall);
+    sleep(scale(SPREAD.min(check.interval), dice.roll())).await;
+    loop {
+        let begun = Instant::now();
+        let found = probe().await;
+        let change = streak.judge(endpoint.vitals.state(), found.is_ok());
+        match (&found, change) {
+            (Ok(()), Some(state)) if streak.length() < 2 => {
+                standing.change(endpoint, state, &"the probe succeeded")
+            }
+            (Ok(()), Some(state)) => {
+                let reason = format!("{} probes in a row succeeded", streak.length());
+                standing.change(endpoint, state, &reason);
+            }
+            (Err(unwell), Some(state)) => standing.change(endpoint, state, unwell),
+            (Err(unwell), None) if endpoint.vitals.state() != State::Down => {
+                let (failures, fall) = (streak.length(), check.fall);
+                let (pool, address) = (&*endpoint.pool, &endpoint.address);
+                tracing::debug!(pool, %address, reason = %unwell, failures, fall, "a probe failed");
+            }
+            (_, None) => {}
+        }
+        let jittered = scale(check.interval, 1.0 - JITTER + 2.0 * JITTER * dice.roll());
+        sleep(jittered.saturating_sub(begun.elapsed())).await;
+    }
+}
+
+/// Why a probe failed, in the words of the log.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unwell {
+    /// The check's own time-out.
+    #[error("no answer within {0:?}")]
+    Silent(Duration),
+    /// The pool's time-out for connecting, where it is shorter.
+    #[error("no connection within {0:?}")]
+    Unconnected(Duration),
+    #[error("{0}")]
+    Failed(Failure),
+    #[error("HTTP probe: status {}, expected {expected}", .found.as_u16())]
+    Status { found: StatusCode, expected: String },
+    #[error("HTTP probe: \"{0}\" is not in the first 64 KiB of the body")]
+    Missing(Box<str>),
+    /// The configuration lets none of these through.
+    #[error("HTTP probe: {0} cannot be asked for")]
+    Unaskable(String),
+}
+
+/// Chance enough to spread probes over time: xorshift64 (Marsaglia 2003), seeded as hash maps are.
+struct Dice(u64);
+
+impl Dice {
+    fn new() -> Dice {
+        // Zero is the one number xorshift never leaves.
+        Dice(RandomState::new().build_hasher().finish() | 1)
+    }
+
+    /// Evenly from 0 to below 1.
+    fn roll(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+/// `duration * share`, without the panic of [`Duration::mul_f64`] at what no clock will ever show.
+fn scale(duration: Duration, share: f64) -> Duration {
+    Duration::try_from_secs_f64(duration.as_secs_f64() * share).unwrap_or(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::testing;
+
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    /// Attends for so long, every five seconds; when each probe began, and the endpoint.
+    async fn attended(
+        rise: u32,
+        fall: u32,
+        long: Duration,
+        probe: impl AsyncFn(usize) -> Result<(), Unwell>,
+    ) -> (Vec<Duration>, Arc<Endpoint>) {
+        let address = ([127, 0, 0, 1], 1).into();
+        let check = HealthCheck { interval: INTERVAL, ..testing::check(Probe::Tcp, rise, fall) };
+        let snapshot = testing::snapshot(None, [testing::pool("api", Some(check.clone()), &[address])]);
+        let pool = snapshot.pools()[0].clone();
+        let endpoint = pool.members()[0].endpoint.clone();
+        let (begun, times) = (Instant::now(), RefCell::new(Vec::new()));
+        let one = async || {
+            let number = times.borrow().len();
+            times.borrow_mut().push(begun.elapsed());
+            probe(number).await
+        };
+        let standing = Standing::new(pool);
+        timeout(long, attend(&endpoint, &check, &standing, one)).await.unwrap_err();
+        (times.into_inner(), endpoint)
+    }
+
+    fn gaps(times: &[Duration]) -> Vec<Duration> {
+        times.windows(2).map(|pair| pair[1] - pair[0]).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn soon_first_then_every_interval_more_or_less() {
+        let (times, endpoint) = attended(2, 3, Duration::from_secs(3600), async |_| Ok(())).await;
+        assert!(times[0] <= SPREAD + Duration::from_millis(1), "{:?}", times[0]);
+        assert!((690..=750).contains(&times.len()), "{}", times.len());
+        // The clock of the tests has a grain of a millisecond.
+        let within = Duration::from_millis(4499)..=Duration::from_millis(5501);
+        let gaps = gaps(&times);
+        assert!(gaps.iter().all(|gap| within.contains(gap)), "{gaps:?}");
+        assert!(gaps.iter().min() < Some(&Duration::from_millis(4700)), "it is spread");
+        assert!(gaps.iter().max() > Some(&Duration::from_millis(5300)), "it is spread");
+        assert_eq!(endpoint.vitals.state(), State::Up);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_probe_delays_the_next_only_if_it_must() {
+        let slow = async |seconds| {
+            attended(2, 3, Duration::from_secs(600), async |_| {
+                sleep(Duration::from_secs(seconds)).await;
+                Ok(())
+            })
+            .await
+        };
+        let within = Duration::from_millis(4499)..=Duration::from_millis(5501);
+        assert!(gaps(&slow(3).await.0).iter().all(|gap| within.contains(gap)));
+        let within = Duration::from_secs(7)..=Duration::from_millis(7002);
+        assert!(gaps(&slow(7).await.0).iter().all(|gap| within.contains(gap)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn states_follow_the_probes() {
+        let found = [true, false, false, false, true, true, false, true];
+        for (probes, state) in [
+            (1, State::Up),
+            (3, State::Up),
+            (4, State::Down),
+            (5, State::Down),
+            (6, State::Up),
+            (8, State::Up),
+        ] {
+            let (times, endpoint) = attended(2, 3, INTERVAL * 60, async |number| {
+                if number == probes {
+                    std::future::pending::<()>().await;
+                }
+                if found[number] { Ok(()) } else { Err(Unwell::Silent(INTERVAL)) }
+            })
+            .await;
+            assert_eq!(times.len(), probes + 1);
+            assert_eq!(endpoint.vitals.state(), state, "after {probes} probes");
+        }
+    }
+
+    #[test]
+    fn dice_are_even() {
+        let mut dice = Dice::new();
+        let mut counts = [0; 10];
+        for _ in 0..100_000 {
+            counts[(dice.roll() * 10.0) as usize] += 1;
+        }
+        assert!(counts.iter().all(|count| (9_000..11_000).contains(count)), "{counts:?}");
+        assert_ne!(Dice::new().roll(), Dice::new().roll());
+    }
+
+    #[test]
+    fn no_duration_is_too_long() {
+        assert_eq!(scale(Duration::MAX, 1.1), Duration::MAX);
+        assert_eq!(scale(Duration::from_secs(10), 0.5), Duration::from_secs(5));
+        assert_eq!(scale(Duration::ZERO, 1.1), Duration::ZERO);
+    }
+}

@@ -1,0 +1,59 @@
+//! Sites: who is asked for.
+
+use std::net::IpAddr;
+
+use http::HeaderValue;
+
+use crate::host::HostPattern;
+use crate::route::{Matched, NotMatched, RequestView, Route, RouteSpec, RouteTable};
+
+/// What a site is made of.
+#[derive(Clone, Debug)]
+pub struct SiteSpec {
+    pub name: Box<str>,
+    pub hosts: Vec<HostPattern>,
+    /// The local addresses it exists on; none: on all.
+    pub addresses: Option<Vec<IpAddr>>,
+    pub http3: bool,
+    /// Already decided: it is wanted, and there is a certificate.
+    pub redirect_to_https: bool,
+    /// The value of `Strict-Transport-Security`.
+    pub hsts: Option<HeaderValue>,
+    pub tls_min_version: TlsVersion,
+    /// Its own action is the last of them, with the prefix `/`.
+    pub routes: Vec<RouteSpec>,
+}
+
+/// A version of TLS, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TlsVersion {
+    V1_2,
+    V1_3,
+}
+
+/// A site in a snapshot. The fields are those of [`SiteSpec`].
+#[derive(Debug)]
+pub struct Site {
+    pub name: Box<str>,
+    pub hosts: Box<[HostPattern]>,
+    pub addresses: Option<Box<[IpAddr]>>,
+    pub http3: bool,
+    pub redirect_to_https: bool,
+    pub hsts: Option<HeaderValue>,
+    pub tls_min_version: TlsVersion,
+    pub(crate) routes: RouteTable,
+}
+
+impl Site {
+    /// The route that answers this request: exact paths first, then regular expressions in the order of the
+    /// file, then the longest prefix; within one path the route with more conditions, then the order of the
+    /// file. The first whose conditions hold wins.
+    pub fn route<'s>(&'s self, view: &RequestView<'_>) -> Result<Matched<'s>, NotMatched> {
+        self.routes.find(view)
+    }
+
+    /// In the order of the file.
+    pub fn routes(&self) -> &[Route] {
+        self.routes.routes()
+    }
+}

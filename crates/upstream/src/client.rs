@@ -1,0 +1,227 @@
+//! The client of one worker: connections kept for reuse, by endpoint and transport.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use foregate_exchange::{Body, Failure, Kind};
+use foregate_routing::{Endpoint, InFlight};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use tokio::time::Instant;
+
+use crate::dial::{self, Resolver, Spoken};
+use crate::http1::Http1;
+use crate::http2::Http2;
+use crate::transport::{Protocol, Transport};
+
+/// Idle HTTP/1.1 connections kept for one endpoint; beyond it the one that has waited longest is closed.
+const MAX_IDLE: usize = 256;
+
+/// The HTTP client of one worker. Belongs to its thread.
+#[derive(Default)]
+pub struct Client {
+    shelves: RefCell<HashMap<(u64, u64), Rc<Shelf>>>,
+    resolver: Resolver,
+}
+
+/// Connections to one endpoint over one transport.
+#[derive(Default)]
+pub(crate) struct Shelf {
+    /// Last in, first out, so that a burst's surplus grows old and goes.
+    pub(crate) http1: RefCell<Vec<Http1>>,
+    pub(crate) http2: RefCell<Vec<Http2>>,
+    /// One dial at a time where the connection will be shared.
+    dialing: tokio::sync::Mutex<()>,
+    /// What ALPN chose last; until then connections are assumed to be shareable.
+    speaks: Cell<Option<Spoken>>,
+    keep_alive: Option<Duration>,
+}
+
+impl Shelf {
+    /// Takes a connection back for the next request.
+    pub(crate) fn keep(&self, connection: Http1) {
+        let mut idle = self.http1.borrow_mut();
+        if idle.len() >= MAX_IDLE {
+            idle.remove(0);
+        }
+        idle.push(connection);
+    }
+}
+
+/// A request ready for a VM: hygiene done, framing left to the connection.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub method: Method,
+    pub target: PathAndQuery,
+    /// What the VM finds in `Host` or `:authority`.
+    pub authority: HeaderValue,
+    /// Without `Host`, framing and connection fields.
+    pub headers: HeaderMap,
+    pub body: Body,
+    /// The client asked for trailers in words, so the VM is asked too.
+    pub ask_trailers: bool,
+    /// The protocol to leave HTTP for.
+    pub upgrade: Option<HeaderValue>,
+    /// From the last byte of the request to the response head.
+    pub response_timeout: Option<Duration>,
+    /// Between two reads of the response body.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// Why no response came.
+#[derive(Debug)]
+pub struct SendError {
+    pub failure: Failure,
+    /// The request's body, when nothing of the request reached the VM.
+    pub unsent: Option<Body>,
+}
+
+/// A connection about to carry one request.
+pub struct Link {
+    kind: LinkKind,
+    reused: bool,
+    shelf: Rc<Shelf>,
+}
+
+enum LinkKind {
+    Http1(Box<Http1>),
+    Http2(Http2),
+}
+
+impl Client {
+    /// A connection to the endpoint: a waiting one, or a new one. `upgrade` asks for HTTP/1.1.
+    ///
+    /// # Errors
+    /// No connection; nothing was sent.
+    pub async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        transport: &Transport,
+        upgrade: bool,
+    ) -> Result<Link, Failure> {
+        let shelf = self.shelf(endpoint, transport);
+        let only_http1 = upgrade || shelf.speaks.get() == Some(Spoken::Http1);
+        match transport.protocol {
+            Protocol::Http1 => self.connect_http1(shelf, endpoint, transport).await,
+            Protocol::Auto if only_http1 => self.connect_http1(shelf, endpoint, transport).await,
+            Protocol::Auto | Protocol::H2 | Protocol::H2c => {
+                if upgrade {
+                    return Err(Failure::because(
+                        Kind::BadResponse,
+                        "protocol upgrades need a pool that speaks HTTP/1.1",
+                    ));
+                }
+                self.connect_http2(shelf, endpoint, transport).await
+            }
+        }
+    }
+
+    /// A plain connection that is closed at once: the VM's port is open.
+    ///
+    /// # Errors
+    /// It is not.
+    pub async fn touch(&self, endpoint: &Endpoint) -> Result<(), Failure> {
+        dial::connect(&self.resolver, &endpoint.address).await.map(drop)
+    }
+
+    /// Closes what has been idle for longer than its pool keeps it. Call it about once a second.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.shelves.borrow_mut().retain(|_, shelf| {
+            if let Some(limit) = shelf.keep_alive {
+                shelf.http1.borrow_mut().retain(|connection| now.duration_since(connection.since()) < limit);
+                shelf.http2.borrow_mut().retain(|connection| !connection.is_idle_since(now, limit));
+            }
+            shelf.http2.borrow_mut().retain(|connection| !connection.is_closed());
+            // A shelf in use by a request is referenced; an empty one of a removed endpoint goes.
+            Rc::strong_count(shelf) > 1
+                || !shelf.http1.borrow().is_empty()
+                || !shelf.http2.borrow().is_empty()
+        });
+    }
+
+    fn shelf(&self, endpoint: &Endpoint, transport: &Transport) -> Rc<Shelf> {
+        self.shelves
+            .borrow_mut()
+            .entry((endpoint.id, transport.id))
+            .or_insert_with(|| Rc::new(Shelf { keep_alive: transport.keep_alive, ..Shelf::default() }))
+            .clone()
+    }
+
+    async fn connect_http1(
+        &self,
+        shelf: Rc<Shelf>,
+        endpoint: &Endpoint,
+        transport: &Transport,
+    ) -> Result<Link, Failure> {
+        loop {
+            let waiting = shelf.http1.borrow_mut().pop();
+            let Some(mut connection) = waiting else { break };
+            let fresh = shelf.keep_alive.is_none_or(|limit| connection.since().elapsed() < limit);
+            if fresh && connection.is_usable() {
+                return Ok(Link { kind: LinkKind::Http1(Box::new(connection)), reused: true, shelf });
+            }
+        }
+        let (stream, _) = dial::dial(&self.resolver, &endpoint.address, transport, true).await?;
+        let connection = Http1::new(stream).await?;
+        Ok(Link { kind: LinkKind::Http1(Box::new(connection)), reused: false, shelf })
+    }
+
+    async fn connect_http2(
+        &self,
+        shelf: Rc<Shelf>,
+        endpoint: &Endpoint,
+        transport: &Transport,
+    ) -> Result<Link, Failure> {
+        let open = |shelf: &Shelf| shelf.http2.borrow().iter().find_map(Http2::share);
+        if let Some(connection) = open(&shelf) {
+            return Ok(Link { kind: LinkKind::Http2(connection), reused: true, shelf });
+        }
+        let dialing = shelf.dialing.lock().await;
+        if let Some(connection) = open(&shelf) {
+            drop(dialing);
+            return Ok(Link { kind: LinkKind::Http2(connection), reused: true, shelf });
+        }
+        let (stream, spoken) = dial::dial(&self.resolver, &endpoint.address, transport, false).await?;
+        shelf.speaks.set(Some(spoken));
+        let kind = match spoken {
+            Spoken::Http1 => LinkKind::Http1(Box::new(Http1::new(stream).await?)),
+            Spoken::H2 => {
+                let connection = Http2::new(stream).await?;
+                let shared = connection.share();
+                shelf.http2.borrow_mut().push(connection);
+                LinkKind::Http2(shared.ok_or_else(|| Failure::new(Kind::Connect))?)
+            }
+        };
+        drop(dialing);
+        Ok(Link { kind, reused: false, shelf })
+    }
+}
+
+impl Link {
+    /// Whether the connection has carried requests before. Such a one may have been closed by the VM at
+    /// the very moment it was taken.
+    #[must_use]
+    pub fn reused(&self) -> bool {
+        self.reused
+    }
+
+    /// Sends the request and waits for the response head. `interim` is called with each 1xx the VM sends.
+    /// `in_flight` is given back when the response body has ended or was dropped.
+    ///
+    /// # Errors
+    /// No response; with the body where nothing was sent, so that the request may be made again.
+    pub async fn send(
+        self,
+        outgoing: Outgoing,
+        in_flight: InFlight,
+        interim: impl FnMut(StatusCode, HeaderMap),
+    ) -> Result<Response<Body>, SendError> {
+        match self.kind {
+            LinkKind::Http1(connection) => connection.send(outgoing, in_flight, self.shelf, interim).await,
+            LinkKind::Http2(connection) => connection.send(outgoing, in_flight).await,
+        }
+    }
+}

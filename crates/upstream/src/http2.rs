@@ -1,0 +1,241 @@
+//! One HTTP/2 connection to a VM, shared by the requests of a worker.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use foregate_exchange::{Body, Failure, Kind, head};
+use foregate_routing::InFlight;
+use http::header::{CONTENT_LENGTH, EXPECT, TE};
+use http::{HeaderValue, Method, Request, Response, Uri, Version};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, Sleep};
+
+use crate::client::{Outgoing, SendError};
+use crate::idle::Idle;
+use crate::stream::Stream;
+use crate::upload::Upload;
+
+/// Requests at a time on one connection; the value RFC 9113 recommends servers to allow at least.
+const MAX_ACTIVE: usize = 100;
+/// What one response may have in flight before its client reads; what all of a connection may have.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+pub(crate) struct Http2 {
+    sender: SendRequest<Upload>,
+    usage: Rc<Usage>,
+    /// Counts the request this handle was shared for.
+    active: Option<Active>,
+}
+
+/// How a connection is used, seen by all its handles.
+struct Usage {
+    active: Cell<usize>,
+    last: Cell<Instant>,
+    scheme: http::uri::Scheme,
+}
+
+/// One request under way.
+struct Active(Rc<Usage>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get().saturating_sub(1));
+        self.0.last.set(Instant::now());
+    }
+}
+
+#[derive(Clone)]
+struct Local;
+
+impl<F> hyper::rt::Executor<F> for Local
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+impl Http2 {
+    pub(crate) async fn new(stream: Stream) -> Result<Http2, Failure> {
+        let scheme = match stream {
+            Stream::Tls(_) => http::uri::Scheme::HTTPS,
+            Stream::Tcp(_) | Stream::Unix(_) => http::uri::Scheme::HTTP,
+        };
+        let (sender, connection) = http2::Builder::new(Local)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(64 * 1024)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Failure::because(Kind::Connect, error))?;
+        // It ends when the VM closes it or the last handle is dropped.
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "HTTP/2 connection to a backend ended");
+            }
+        });
+        let usage = Rc::new(Usage { active: Cell::new(0), last: Cell::new(Instant::now()), scheme });
+        Ok(Http2 { sender, usage, active: None })
+    }
+
+    /// A handle for one more request, if the connection takes it.
+    pub(crate) fn share(&self) -> Option<Http2> {
+        if self.sender.is_closed() || self.usage.active.get() >= MAX_ACTIVE {
+            return None;
+        }
+        self.usage.active.set(self.usage.active.get() + 1);
+        let active = Some(Active(self.usage.clone()));
+        Some(Http2 { sender: self.sender.clone(), usage: self.usage.clone(), active })
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    pub(crate) fn is_idle_since(&self, now: Instant, limit: Duration) -> bool {
+        self.usage.active.get() == 0 && now.duration_since(self.usage.last.get()) >= limit
+    }
+
+    pub(crate) async fn send(
+        mut self,
+        outgoing: Outgoing,
+        in_flight: InFlight,
+    ) -> Result<Response<Body>, SendError> {
+        let (response_timeout, idle_timeout) = (outgoing.response_timeout, outgoing.idle_timeout);
+        let head_only = outgoing.method == Method::HEAD;
+        let (upload, progress) = Upload::new(outgoing.body, false);
+        let mut request = Request::new(upload);
+        *request.method_mut() = outgoing.method;
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = outgoing.headers;
+        // Waiting for a 100 that this client does not pass on would only cost time.
+        request.headers_mut().remove(EXPECT);
+        // HTTP/2 trailers need no announcement, but gRPC servers want to hear that they are welcome.
+        if outgoing.ask_trailers {
+            request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+        }
+        let uri = outgoing.authority.to_str().ok().and_then(|authority| {
+            Uri::builder()
+                .scheme(self.usage.scheme.clone())
+                .authority(authority)
+                .path_and_query(outgoing.target)
+                .build()
+                .ok()
+        });
+        let Some(uri) = uri else {
+            let failure = Failure::because(Kind::ClientBody, "the host cannot be written as an authority");
+            return Err(SendError { failure, unsent: None });
+        };
+        *request.uri_mut() = uri;
+
+        let mut response = pin!(self.sender.try_send_request(request));
+        let mut timer = pin!(None::<Sleep>);
+        let answered = poll_fn(|cx| {
+            if let Poll::Ready(answer) = response.as_mut().poll(cx) {
+                return Poll::Ready(Some(answer));
+            }
+            // The VM's time begins when it has the whole request.
+            if let Some(limit) = response_timeout
+                && progress.as_ref().is_none_or(|progress| progress.poll_done(cx).is_ready())
+            {
+                if timer.is_none() {
+                    timer.set(Some(tokio::time::sleep(limit)));
+                }
+                if timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
+                    return Poll::Ready(None);
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        match answered {
+            None => Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None }),
+            Some(Err(mut error)) => {
+                let unsent = error.take_message().map(|request| request.into_body().into_body());
+                let client_side = progress.and_then(|progress| progress.failure());
+                Err(SendError { failure: client_side.unwrap_or_else(|| failure(error.into_error())), unsent })
+            }
+            Some(Ok(response)) => {
+                let (mut parts, incoming) = response.into_parts();
+                // hyper takes a reset without error in mid-body for its end; the announced length knows.
+                let length = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+                let left = length.filter(|_| !head_only);
+                if left.is_some() {
+                    parts.headers.remove(CONTENT_LENGTH);
+                }
+                if incoming.is_end_stream() {
+                    return Ok(Response::from_parts(parts, Body::Empty));
+                }
+                let idle = idle_timeout.map(Idle::new);
+                let body = Download { incoming, left, idle, _active: self.active, _in_flight: in_flight };
+                Ok(Response::from_parts(parts, Body::stream(body)))
+            }
+        }
+    }
+}
+
+/// What hyper's error says about the VM.
+fn failure(error: hyper::Error) -> Failure {
+    Failure::within(&error).unwrap_or_else(|| Failure::because(Kind::Reset, error))
+}
+
+/// A response body. Dropping it before its end resets the stream, so the VM stops.
+struct Download {
+    incoming: Incoming,
+    /// Of the announced length.
+    left: Option<u64>,
+    idle: Option<Idle>,
+    _active: Option<Active>,
+    _in_flight: InFlight,
+}
+
+impl http_body::Body for Download {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let this = &mut *self;
+        match Pin::new(&mut this.incoming).poll_frame(cx) {
+            Poll::Ready(None) if this.left.is_some_and(|left| left > 0) => {
+                Poll::Ready(Some(Err(Failure::because(Kind::Truncated, "it is shorter than its Content-Length"))))
+            }
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let (Some(left), Some(data)) = (&mut this.left, frame.data_ref()) {
+                    *left = left.saturating_sub(data.len() as u64);
+                }
+                if let Some(idle) = &mut this.idle {
+                    idle.touch();
+                }
+                if let Some(trailers) = frame.trailers_mut() {
+                    head::strip_trailers(trailers);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(Failure::because(Kind::Truncated, error)))),
+            Poll::Pending => match this.idle.as_mut().map(|idle| idle.poll(cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(Some(Err(Kind::BodyTimeout.into()))),
+                _ => Poll::Pending,
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream() && self.left.is_none_or(|left| left == 0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(|| self.incoming.size_hint(), SizeHint::with_exact)
+    }
+}

@@ -1,0 +1,245 @@
+//! How the VMs of one pool are spoken to: the HTTP version, TLS and the time to connect.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+
+/// The HTTP version spoken to a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    /// HTTP/2 over TLS, by ALPN.
+    H2,
+    /// HTTP/2 with prior knowledge, without TLS.
+    H2c,
+    /// Over TLS, whichever of HTTP/2 and HTTP/1.1 the VM takes.
+    Auto,
+}
+
+/// What a pool's configuration says of its transport.
+#[derive(Clone, Debug)]
+pub struct TransportSpec {
+    pub protocol: Protocol,
+    /// Required by `H2` and `Auto`; with `Http1` it makes HTTPS.
+    pub tls: Option<TlsSpec>,
+    /// `None` waits for as long as the system does.
+    pub connect_timeout: Option<Duration>,
+    /// How long an idle connection is kept; `None` for as long as the VM keeps it.
+    pub keep_alive: Option<Duration>,
+}
+
+/// TLS towards a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsSpec {
+    /// PEM roots to trust; `None` trusts the system's.
+    pub ca: Option<PathBuf>,
+    /// The name to ask for and to verify; `None` takes the address's host.
+    pub server_name: Option<String>,
+    /// Certificate chain and key to show, as PEM files.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// `false` accepts any certificate.
+    pub verify: bool,
+}
+
+/// A transport ready for use, with every file opened.
+pub struct Transport {
+    /// Unique in the process; connections of different transports are never mixed.
+    pub(crate) id: u64,
+    pub(crate) protocol: Protocol,
+    pub(crate) tls: Option<TransportTls>,
+    server_name: Option<String>,
+    pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) keep_alive: Option<Duration>,
+}
+
+pub(crate) struct TransportTls {
+    pub(crate) config: Arc<ClientConfig>,
+    pub(crate) server_name: Option<ServerName<'static>>,
+}
+
+impl Transport {
+    /// # Errors
+    /// A file that cannot be used, or a server name that is none.
+    pub fn new(spec: TransportSpec) -> Result<Transport, TransportError> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let tls = match &spec.tls {
+            Some(tls) => Some(TransportTls::new(tls, spec.protocol)?),
+            None => None,
+        };
+        Ok(Transport {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            protocol: spec.protocol,
+            tls,
+            server_name: spec.tls.and_then(|tls| tls.server_name),
+            connect_timeout: spec.connect_timeout,
+            keep_alive: spec.keep_alive,
+        })
+    }
+
+    /// "http" or "https": the scheme of requests sent over it.
+    #[must_use]
+    pub fn scheme(&self) -> http::uri::Scheme {
+        if self.tls.is_some() { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP }
+    }
+
+    /// The name asked for in the TLS handshake, where the configuration gives one.
+    #[must_use]
+    pub fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
+    }
+
+    /// How long opening a connection may take.
+    #[must_use]
+    pub fn connect_timeout(&self) -> Option<Duration> {
+        self.connect_timeout
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport")
+            .field("id", &self.id)
+            .field("protocol", &self.protocol)
+            .field("tls", &self.tls.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl TransportTls {
+    fn new(spec: &TlsSpec, protocol: Protocol) -> Result<TransportTls, TransportError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| TransportError::Tls(error.to_string()))?;
+        let builder = if !spec.verify {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
+        } else if let Some(ca) = &spec.ca {
+            builder.with_root_certificates(roots(ca)?)
+        } else {
+            let verifier = rustls_platform_verifier::Verifier::new(provider)
+                .map_err(|error| TransportError::Tls(format!("the system's root certificates: {error}")))?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+        };
+        let mut config = match &spec.identity {
+            None => builder.with_no_client_auth(),
+            Some((cert, key)) => {
+                let chain = chain(cert)?;
+                let key_der =
+                    PrivateKeyDer::from_pem_file(key).map_err(|error| TransportError::pem(key, &error))?;
+                builder.with_client_auth_cert(chain, key_der).map_err(|error| TransportError::File {
+                    path: key.clone(),
+                    reason: format!("the key cannot be used with {}: {error}", cert.display()),
+                })?
+            }
+        };
+        config.alpn_protocols = match protocol {
+            Protocol::H2 => vec![b"h2".to_vec()],
+            Protocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            Protocol::Http1 => vec![b"http/1.1".to_vec()],
+            Protocol::H2c => Vec::new(),
+        };
+        let server_name = match &spec.server_name {
+            None => None,
+            Some(name) => Some(
+                ServerName::try_from(name.clone())
+                    .map_err(|_| TransportError::Tls(format!("\"{name}\" is neither a host name nor an address")))?,
+            ),
+        };
+        Ok(TransportTls { config: Arc::new(config), server_name })
+    }
+}
+
+fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TransportError> {
+    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(|items| items.collect::<Result<_, _>>())
+        .map_err(|error| TransportError::pem(path, &error))?;
+    if certificates.is_empty() {
+        return Err(TransportError::File {
+            path: path.to_owned(),
+            reason: "holds no certificate; expected PEM with BEGIN CERTIFICATE".to_owned(),
+        });
+    }
+    Ok(certificates)
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, TransportError> {
+    let mut store = RootCertStore::empty();
+    for certificate in chain(path)? {
+        store.add(certificate).map_err(|error| TransportError::File {
+            path: path.to_owned(),
+            reason: format!("holds a certificate that cannot be a root: {error}"),
+        })?;
+    }
+    Ok(store)
+}
+
+/// Why a transport cannot be built. Displays the file, where there is one, and the reason.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    #[error("{path} {reason}", path = .path.display())]
+    File { path: PathBuf, reason: String },
+    #[error("{0}")]
+    Tls(String),
+}
+
+impl TransportError {
+    fn pem(path: &Path, error: &rustls_pki_types::pem::Error) -> TransportError {
+        TransportError::File { path: path.to_owned(), reason: format!("cannot be used: {error}") }
+    }
+
+    /// The file at fault, where there is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            TransportError::File { path, .. } => Some(path),
+            TransportError::Tls(_) => None,
+        }
+    }
+}
+
+/// `verify = false`: the operator's explicit choice, which `check` warns of.
+#[derive(Debug)]
+struct AcceptAny(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AcceptAny {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

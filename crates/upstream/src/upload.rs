@@ -1,0 +1,131 @@
+//! A request's body on its way to a VM: whether it is through, why it failed, and whether it may start.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use foregate_exchange::{Body, Failure};
+use http_body::{Frame, SizeHint};
+use tokio::time::Sleep;
+
+/// How long a body waits for the VM's 100 (Continue) before it goes without (RFC 9110, section 10.1.1).
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// The body hyper sends. Its [`Progress`] outlives it.
+pub(crate) struct Upload {
+    body: Body,
+    progress: Option<Rc<Progress>>,
+    /// Set while the body waits for permission.
+    wait: Option<Pin<Box<Sleep>>>,
+}
+
+/// What became of a body, seen from outside hyper.
+#[derive(Default)]
+pub(crate) struct Progress {
+    done: Cell<bool>,
+    allowed: Cell<bool>,
+    held: Cell<bool>,
+    waiter: Cell<Option<Waker>>,
+    observer: Cell<Option<Waker>>,
+    failure: RefCell<Option<Failure>>,
+}
+
+impl Progress {
+    pub(crate) fn is_done(&self) -> bool {
+        self.done.get()
+    }
+
+    /// Ready when the body is through or has failed; wakes the last caller then.
+    pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.done.get() {
+            return Poll::Ready(());
+        }
+        self.observer.set(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+
+    fn finish(&self) {
+        self.done.set(true);
+        if let Some(waker) = self.observer.take() {
+            waker.wake();
+        }
+    }
+
+    /// The VM said 100: the body may start.
+    pub(crate) fn allow(&self) {
+        self.allowed.set(true);
+        if let Some(waker) = self.waiter.take() {
+            waker.wake();
+        }
+    }
+
+    /// Nothing more of the body is wanted; it stays where it is.
+    pub(crate) fn hold(&self) {
+        self.held.set(true);
+    }
+
+    /// The failure of the client's side that ended the body.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        self.failure.borrow().clone()
+    }
+}
+
+impl Upload {
+    /// `expects` holds the body back until [`Progress::allow`], or for a second.
+    pub(crate) fn new(body: Body, expects: bool) -> (Upload, Option<Rc<Progress>>) {
+        if http_body::Body::is_end_stream(&body) {
+            return (Upload { body, progress: None, wait: None }, None);
+        }
+        let progress = Rc::new(Progress::default());
+        let wait = expects.then(|| Box::pin(tokio::time::sleep(CONTINUE_WAIT)));
+        (Upload { body, progress: Some(progress.clone()), wait }, Some(progress))
+    }
+
+    /// The body back, where nothing of it was sent.
+    pub(crate) fn into_body(self) -> Body {
+        self.body
+    }
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let this = self.get_mut();
+        let Some(progress) = &this.progress else { return Poll::Ready(None) };
+        if progress.held.get() {
+            return Poll::Pending;
+        }
+        if let Some(wait) = &mut this.wait {
+            if !progress.allowed.get() && wait.as_mut().poll(cx).is_pending() {
+                progress.waiter.set(Some(cx.waker().clone()));
+                return Poll::Pending;
+            }
+            this.wait = None;
+        }
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        match &frame {
+            Poll::Ready(None) => progress.finish(),
+            Poll::Ready(Some(Err(failure))) => {
+                *progress.failure.borrow_mut() = Some(failure.clone());
+                progress.finish();
+            }
+            // hyper does not ask again once the announced length is through.
+            Poll::Ready(Some(Ok(_))) if this.body.is_end_stream() => progress.finish(),
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,286 @@
+//! The gateway under test, as a process with a configuration of its own.
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::{
+    Authority, Client, Dial, Error, Lease, Log, Origin, Process, Reply, Request, Version, eventually, lease,
+};
+
+/// The program: `FOREGATE_BIN`, or the one that `cargo build` makes of this source.
+pub fn binary() -> &'static Path {
+    static ONCE: OnceLock<PathBuf> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        if let Some(path) = std::env::var_os("FOREGATE_BIN") {
+            return PathBuf::from(path);
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--package", "foregate", "--bin", "foregate"])
+            .current_dir(root)
+            .output()
+            .unwrap();
+        assert!(
+            built.status.success(),
+            "the gateway does not build:\n{}",
+            String::from_utf8_lossy(&built.stderr)
+        );
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        root.join(target).join("debug/foregate")
+    })
+}
+
+/// Runs `foregate check` on a file.
+pub fn check(config: &Path) -> Output {
+    Command::new(binary()).arg("check").arg("--config").arg(config).env("NO_COLOR", "1").output().unwrap()
+}
+
+/// Begins a gateway on free ports of 127.0.0.1 that serves TLS, does not redirect to it, and has one worker.
+pub fn gateway() -> Builder {
+    let server = [("addresses", "[\"127.0.0.1\"]"), ("redirect_to_https", "false"), ("workers", "1")];
+    Builder {
+        server: server.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        tls: String::new(),
+        rest: String::new(),
+        names: Vec::new(),
+        certificates: Vec::new(),
+        files: Vec::new(),
+        env: Vec::new(),
+        http: true,
+        https: true,
+    }
+}
+
+/// A gateway before it starts.
+pub struct Builder {
+    server: Vec<(String, String)>,
+    tls: String,
+    rest: String,
+    names: Vec<String>,
+    certificates: Vec<Vec<String>>,
+    files: Vec<(String, String)>,
+    env: Vec<(String, String)>,
+    http: bool,
+    https: bool,
+}
+
+impl Builder {
+    /// A site of this host, all of it served by one VM.
+    #[must_use]
+    pub fn site(self, host: &str, vm: &Origin) -> Builder {
+        let table = format!("[sites.{host:?}]\npool = {:?}\n", vm.address());
+        self.named(&[host]).toml(&table)
+    }
+
+    /// Hosts the default certificate covers; for sites written as text.
+    #[must_use]
+    pub fn named(mut self, hosts: &[&str]) -> Builder {
+        self.names.extend(hosts.iter().map(|&h| h.to_owned()));
+        self
+    }
+
+    /// A key of `[server]`; its value in TOML.
+    #[must_use]
+    pub fn server(mut self, key: &str, value: &str) -> Builder {
+        self.server.retain(|(k, _)| k != key);
+        self.server.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A line of `[tls]`.
+    #[must_use]
+    pub fn tls(mut self, line: &str) -> Builder {
+        self.tls.push_str(line);
+        self.tls.push('\n');
+        self
+    }
+
+    /// Tables, as text.
+    #[must_use]
+    pub fn toml(mut self, text: &str) -> Builder {
+        self.rest.push_str(text);
+        self.rest.push('\n');
+        self
+    }
+
+    /// A certificate for these names; the first call replaces the one for all `named` hosts.
+    #[must_use]
+    pub fn certificate(mut self, names: &[&str]) -> Builder {
+        self.certificates.push(names.iter().map(|&n| n.to_owned()).collect());
+        self
+    }
+
+    /// A file beside the configuration.
+    #[must_use]
+    pub fn file(mut self, name: &str, content: &str) -> Builder {
+        self.files.push((name.to_owned(), content.to_owned()));
+        self
+    }
+
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Builder {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// No TLS and no HTTP/3.
+    #[must_use]
+    pub fn plain(mut self) -> Builder {
+        self.https = false;
+        self
+    }
+
+    /// No listener without TLS.
+    #[must_use]
+    pub fn secure(mut self) -> Builder {
+        self.http = false;
+        self
+    }
+
+    fn write(&self, folder: &Path, http: u16, https: u16) -> PathBuf {
+        let mut text = String::from("[server]\n");
+        for (key, value) in &self.server {
+            writeln!(text, "{key} = {value}").unwrap();
+        }
+        let port = |on: bool, port: u16| if on { port.to_string() } else { "\"off\"".to_owned() };
+        writeln!(text, "http = {}", port(self.http, http)).unwrap();
+        writeln!(text, "https = {}", port(self.https, https)).unwrap();
+        writeln!(text, "state_dir = {:?}", folder.join("state").display().to_string()).unwrap();
+        if self.https {
+            writeln!(text, "[tls]\n{}", self.tls).unwrap();
+            let names = [self.names.clone()];
+            let wanted = if self.certificates.is_empty() { &names[..] } else { &self.certificates[..] };
+            for (number, names) in wanted.iter().enumerate().filter(|(_, names)| !names.is_empty()) {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                Authority::shared().write(folder, &format!("tls{number}"), &names);
+                writeln!(text, "[[tls.certificates]]\ncert = \"tls{number}.crt\"\nkey = \"tls{number}.key\"")
+                    .unwrap();
+            }
+        }
+        text += &self.rest;
+        for (name, content) in &self.files {
+            std::fs::write(folder.join(name), content).unwrap();
+        }
+        let path = folder.join("foregate.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Starts it and waits until it listens; panics with what it said when it does not.
+    pub async fn start(self) -> Gateway {
+        let listeners = usize::from(self.http) + usize::from(self.https);
+        // A port can be taken by a stranger between its choice and the gateway's bind.
+        for attempt in 1.. {
+            let folder = tempfile::tempdir().unwrap();
+            let (http, https) = (lease(), lease());
+            let config = self.write(folder.path(), http.port, https.port);
+            let mut command = Command::new(binary());
+            command.arg("run").arg("--config").arg(&config).env("NO_COLOR", "1");
+            command.envs(self.env.iter().map(|(k, v)| (k, v)));
+            let mut process = Process::spawn(&mut command);
+            let up = eventually("the gateway listens or ends", || {
+                if process.out.having(&["listening on "]).len() >= listeners {
+                    return Some(true);
+                }
+                process.ended().map(|_| false)
+            })
+            .await;
+            if up {
+                return Gateway { process, http, https, folder, config };
+            }
+            let said = process.err.text();
+            let taken = ["in use", "taken"].iter().any(|w| said.contains(w));
+            let text = std::fs::read_to_string(&config).unwrap();
+            assert!(
+                taken && attempt < 5,
+                "the gateway does not start:\n{said}\n--- its configuration\n{text}"
+            );
+        }
+        unreachable!("the loop returns or panics")
+    }
+}
+
+/// A running gateway. When a test fails, what it said is printed.
+pub struct Gateway {
+    // First, so that it is gone before its ports and its folder are.
+    pub process: Process,
+    http: Lease,
+    https: Lease,
+    folder: TempDir,
+    config: PathBuf,
+}
+
+impl Gateway {
+    pub fn http_port(&self) -> u16 {
+        self.http.port
+    }
+
+    pub fn https_port(&self) -> u16 {
+        self.https.port
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What it wrote to standard error.
+    pub fn log(&self) -> &Log {
+        &self.process.err
+    }
+
+    /// How to reach it under this name.
+    pub fn dial(&self, name: &str) -> Dial {
+        Dial::loopback(self.http.port, self.https.port, name)
+    }
+
+    /// A client with a connection; panics if there is none to be had.
+    pub async fn client(&self, version: Version, name: &str) -> Client {
+        Client::connect(&self.dial(name), version)
+            .await
+            .unwrap_or_else(|e| panic!("{version:?} to {name}: {e}"))
+    }
+
+    /// One request on a connection of its own.
+    pub async fn try_request(&self, version: Version, request: &Request) -> Result<Reply, Error> {
+        Client::connect(&self.dial(&request.server_name()), version).await?.send(request).await
+    }
+
+    /// One request on a connection of its own, which must be answered.
+    pub async fn request(&self, version: Version, request: Request) -> Reply {
+        self.try_request(version, &request).await.unwrap_or_else(|e| panic!("{version:?} {request:?}: {e}"))
+    }
+
+    /// Sends `SIGTERM` and nothing more.
+    pub fn terminate(&self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits for the end and checks that it is a success.
+    pub async fn ended(&mut self) {
+        let status = self.process.wait().await;
+        assert!(status.success(), "the gateway ended with {status}");
+    }
+
+    /// Stops it in good order.
+    pub async fn stop(mut self) {
+        self.terminate();
+        self.ended().await;
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let config = std::fs::read_to_string(&self.config).unwrap_or_default();
+            eprintln!("--- configuration\n{config}\n--- the gateway said\n{}\n---", self.process.err.text());
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! The end of a gateway: what runs is finished, nothing new begins, and everyone is told in his version's way.
+// Test code: a broken precondition should stop the test where it stands.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use foregate_tests::{
+    Body, Client, Delivery, Error, Fields, FrameSeen, Gateway, Origin, Version, digest_of, eventually,
+    eventually_async, gateway, get, origin, post, within,
+};
+use rustix::process::Signal;
+use tokio::sync::Notify;
+
+const MIB: u64 = 1 << 20;
+
+/// A VM that holds `/held` until told, and a gateway before it.
+async fn scene(drain: &str) -> (Origin, Gateway, Arc<Notify>) {
+    let release = Arc::new(Notify::new());
+    let bell = release.clone();
+    let vm = origin()
+        .on("/held", move |call| {
+            let bell = bell.clone();
+            Box::pin(async move {
+                bell.notified().await;
+                call.greet().await;
+            })
+        })
+        .on("/large", |call| {
+            Box::pin(async move {
+                call.start(200, &Fields::new(), Some(40 * MIB)).await;
+                let _ = call.write_pattern(40 * MIB).await;
+                call.finish(&Fields::new()).await;
+            })
+        })
+        .start()
+        .await;
+    let timeouts = format!("[server.timeouts]\ndrain = {drain:?}\n");
+    let gw = gateway().server("workers", "2").site("shop.test", &vm).toml(&timeouts).start().await;
+    (vm, gw, release)
+}
+
+/// Waits until the gateway accepts nothing more; a connection in the kernel's queue may still be served.
+async fn refuses(gw: &Gateway, version: Version) {
+    eventually_async(&format!("{version:?}: new connections are refused"), || async {
+        let refused = Client::connect(&gw.dial("shop.test"), version).await.is_err();
+        refused.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn requests_in_flight_are_finished_on_every_version() {
+    let (vm, mut gw, release) = scene("20s").await;
+    let mut clients = Vec::new();
+    for version in Version::ALL {
+        let client = gw.client(version, "shop.test").await;
+        let exchange = client.open(&get("/held")).await.unwrap();
+        clients.push((version, client, exchange));
+    }
+    eventually("all are at the VM", || (vm.requests().len() == clients.len()).then_some(())).await;
+    gw.terminate();
+    refuses(&gw, Version::H1).await;
+    refuses(&gw, Version::H1Tls).await;
+
+    for (version, client, _) in &clients {
+        match version {
+            Version::H2 | Version::H2c => {
+                eventually("GOAWAY", || {
+                    client.frames().iter().any(|f| matches!(f, FrameSeen::GoAway(_, 0))).then_some(())
+                })
+                .await;
+            }
+            Version::H3 => goes_away(client).await,
+            Version::H1 | Version::H1Tls => {}
+        }
+    }
+    assert!(gw.process.ended().is_none(), "it ended with requests in flight");
+    release.notify_waiters();
+    for (version, _, exchange) in &mut clients {
+        let reply = exchange.down.whole().await.unwrap_or_else(|e| panic!("{version:?}: {e}"));
+        assert_eq!((reply.status, reply.text().as_str()), (200, "vm\n"), "{version:?}");
+        assert_eq!(
+            reply.fields.lists("connection", "close"),
+            version.is_h1(),
+            "{version:?}: {:?}",
+            reply.fields
+        );
+    }
+    gw.ended().await;
+    // No reset where there was nothing wrong.
+    for (version, client, _) in clients.iter().filter(|(v, ..)| v.is_h2()) {
+        assert!(
+            !client.frames().iter().any(|f| matches!(f, FrameSeen::Reset(..))),
+            "{version:?}: {:?}",
+            client.frames()
+        );
+    }
+}
+
+/// Waits for an HTTP/3 GOAWAY: the `h3` client then refuses to begin anything.
+async fn goes_away(client: &Client) {
+    eventually_async("GOAWAY", || async {
+        let refused = client.open(&get("/")).await;
+        matches!(&refused, Err(Error::Broken(why)) if why.contains("closing")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn large_bodies_in_flight_are_finished() {
+    let (vm, mut gw, _) = scene("20s").await;
+    let mut running = Vec::new();
+    for version in Version::ALL {
+        let client = gw.client(version, "shop.test").await;
+        let mut down = client.open(&get("/large")).await.unwrap();
+        assert_eq!(down.down.head(&mut Vec::new()).await.unwrap().0, 200);
+        let mut up = client.open(&post("/up", "").body(Body::Pattern(MIB))).await.unwrap();
+        up.up.data(Bytes::from(vec![b'x'; 1000])).await.unwrap();
+        running.push((version, client, down, up));
+    }
+    eventually("all uploads have begun", || {
+        (vm.requests().iter().filter(|r| r.target == "/up" && r.length == 1000).count() == running.len())
+            .then_some(())
+    })
+    .await;
+    gw.terminate();
+    refuses(&gw, Version::H1).await;
+    for (version, _client, mut down, mut up) in running {
+        let mut length = 0;
+        while let Some(piece) = down.down.data().await.unwrap_or_else(|e| panic!("{version:?}: {e}")) {
+            length += piece.len() as u64;
+        }
+        assert_eq!(length, 40 * MIB, "{version:?}");
+        up.up.data(Bytes::from(vec![b'x'; MIB as usize - 1000])).await.unwrap();
+        up.up.finish(&Fields::new()).await.unwrap();
+        assert_eq!(up.down.whole().await.unwrap().status, 200, "{version:?}");
+    }
+    let whole = vm.requests().iter().filter(|r| r.length == MIB && r.delivery == Delivery::Complete).count();
+    assert_eq!(whole, Version::ALL.len());
+    gw.ended().await;
+}
+
+/// With nothing to finish the end does not wait for clients that merely stay connected.
+#[tokio::test]
+async fn idle_connections_do_not_hold_it_up() {
+    let (_vm, mut gw, _) = scene("60s").await;
+    let mut clients = Vec::new();
+    for version in Version::ALL {
+        let client = gw.client(version, "shop.test").await;
+        assert_eq!(client.send(&get("/")).await.unwrap().status, 200);
+        // And one that never said anything.
+        clients.push((client, gw.client(version, "shop.test").await));
+    }
+    let begun = std::time::Instant::now();
+    gw.terminate();
+    gw.ended().await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    for (client, silent) in clients {
+        // They are closed, not forgotten.
+        assert!(client.version.is_h1() || client.send(&get("/")).await.is_err(), "{:?}", client.version);
+        drop(silent);
+    }
+}
+
+/// A client that is told to leave is still served once: its next answer says so.
+#[tokio::test]
+async fn an_idle_connection_is_told_by_its_next_answer() {
+    let (vm, mut gw, release) = scene("20s").await;
+    for version in [Version::H1, Version::H1Tls] {
+        // Both share the process; only the last terminates it, so the idle ones are made first.
+        let idle = gw.client(version, "shop.test").await;
+        assert_eq!(idle.send(&get("/")).await.unwrap().status, 200);
+        if version == Version::H1 {
+            continue;
+        }
+        let busy = gw.client(version, "shop.test").await;
+        let mut held = busy.open(&get("/held")).await.unwrap();
+        vm.saw("the held one", |r| r.target == "/held").await;
+        gw.terminate();
+        refuses(&gw, version).await;
+        let last = idle.send(&get("/")).await.unwrap();
+        assert_eq!(last.status, 200);
+        assert!(last.fields.lists("connection", "close"), "{:?}", last.fields);
+        assert_eq!(idle.dialed(), 1);
+        release.notify_waiters();
+        assert_eq!(held.down.whole().await.unwrap().status, 200);
+    }
+    gw.ended().await;
+}
+
+/// What does not finish in time is cut, and the exit status is still 0: the time was what was asked for.
+#[tokio::test]
+async fn the_drain_time_is_a_limit() {
+    let (vm, mut gw, _release) = scene("1s").await;
+    let mut clients = Vec::new();
+    for version in Version::ALL {
+        let client = gw.client(version, "shop.test").await;
+        clients.push((version, client.open(&get("/held")).await.unwrap(), client));
+    }
+    eventually("all are at the VM", || (vm.requests().len() == clients.len()).then_some(())).await;
+    let begun = std::time::Instant::now();
+    gw.terminate();
+    gw.ended().await;
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(800) && took < Duration::from_secs(10), "{took:?}");
+    for (version, mut exchange, _client) in clients {
+        // Not a clean answer: nobody gave one.
+        match exchange.down.whole().await {
+            Ok(reply) => assert!(matches!(reply.status, 502..=504), "{version:?}: {reply:?}"),
+            Err(Error::Broken(_)) => {}
+            Err(other) => panic!("{version:?}: {other}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_interrupt_drains_too() {
+    let (vm, mut gw, release) = scene("20s").await;
+    let client = gw.client(Version::H2, "shop.test").await;
+    let mut exchange = client.open(&get("/held")).await.unwrap();
+    vm.saw("the request", |_| true).await;
+    gw.process.signal(Signal::INT);
+    refuses(&gw, Version::H1).await;
+    release.notify_waiters();
+    assert_eq!(exchange.down.whole().await.unwrap().status, 200);
+    gw.ended().await;
+}
+
+/// HTTP/2 clients may still have requests under way when GOAWAY comes; those are served or safe to repeat.
+#[tokio::test]
+async fn a_storm_of_requests_loses_none() {
+    let (_vm, mut gw, _) = scene("20s").await;
+    let mut tasks = Vec::new();
+    for version in Version::ALL {
+        let client = gw.client(version, "shop.test").await;
+        tasks.push(tokio::spawn(async move {
+            let mut served = 0_usize;
+            loop {
+                let opened = client.open(&get("/")).await;
+                let Ok(mut exchange) = opened else { return (version, served, None) };
+                match exchange.down.whole().await {
+                    Ok(reply) => {
+                        assert_eq!(reply.status, 200, "{version:?}");
+                        served += 1;
+                        if reply.fields.lists("connection", "close") {
+                            return (version, served, None);
+                        }
+                    }
+                    Err(e) => return (version, served, Some(e)),
+                }
+            }
+        }));
+    }
+    let warm = gw.client(Version::H1, "shop.test").await;
+    for _ in 0..50 {
+        warm.send(&get("/")).await.unwrap();
+    }
+    gw.terminate();
+    for task in tasks {
+        let (version, served, error) = within("the end of a storm", task).await.unwrap();
+        assert!(served > 0, "{version:?}");
+        // HTTP/1.1 clients are told by `Connection: close`, the others by GOAWAY before they ask again.
+        // A request that crosses it on the way is refused in a way that allows to repeat it.
+        let repeatable = error.as_ref().is_none_or(|e| {
+            let text = e.to_string().to_lowercase();
+            !version.is_h1()
+                && [
+                    "refused",
+                    "rejected",
+                    "go away",
+                    "goaway",
+                    "graceful",
+                    "clos",
+                    "not a result of an error",
+                ]
+                .iter()
+                .any(|w| text.contains(w))
+        });
+        assert!(repeatable, "{version:?}: {error:?}");
+    }
+    gw.ended().await;
+}
+
+/// RFC 9114, section 5.2: what comes after GOAWAY is rejected in a way that says it was not begun.
+#[tokio::test]
+async fn http3_streams_after_goaway_are_rejected() {
+    let (vm, mut gw, release) = scene("20s").await;
+    let client = gw.client(Version::H3, "shop.test").await;
+    let mut held = client.open(&get("/held")).await.unwrap();
+    vm.saw("the held one", |r| r.target == "/held").await;
+    gw.terminate();
+    goes_away(&client).await;
+    let before = vm.requests().len();
+    let (mut send, mut recv) = within("a stream", client.quic().open_bi()).await.unwrap();
+    // HEADERS with static table references: GET, https, "/" and a literal :authority.
+    let mut section = vec![0, 0, 0xd1, 0xd7, 0xc1, 0x50, 9];
+    section.extend_from_slice(b"shop.test");
+    let frame = [&[1, section.len() as u8][..], &section].concat();
+    send.write_all(&frame).await.unwrap();
+    let _ = send.finish();
+    let refused = within("a reset", recv.read_to_end(1 << 16)).await;
+    let rejected = quinn::VarInt::from_u32(0x10b);
+    assert!(
+        matches!(&refused, Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(code))) if *code == rejected),
+        "{refused:?}"
+    );
+    assert_eq!(vm.requests().len(), before);
+    release.notify_waiters();
+    assert_eq!(held.down.whole().await.unwrap().status, 200);
+    gw.ended().await;
+}
+
+/// A tunnel has no end of its own: it goes when the time is over.
+#[tokio::test]
+async fn a_websocket_ends_with_the_drain_time() {
+    use futures_util::{SinkExt, StreamExt};
+    use tokio_tungstenite::tungstenite::Message;
+    let vm = origin().on("/ws", |call| Box::pin(call.websocket())).start().await;
+    let timeouts = "[server.timeouts]\ndrain = \"1s\"\n";
+    let mut gw = gateway().site("shop.test", &vm).toml(timeouts).start().await;
+    let io = gw.dial("shop.test").http1(false).await.unwrap();
+    let (mut socket, _) = tokio_tungstenite::client_async("ws://shop.test/ws", io).await.unwrap();
+    gw.terminate();
+    refuses(&gw, Version::H1).await;
+    // It works on meanwhile.
+    socket.send(Message::text("still there?")).await.unwrap();
+    assert_eq!(within("an echo", socket.next()).await.unwrap().unwrap(), Message::text("still there?"));
+    while within("the end", socket.next()).await.is_some_and(|m| m.is_ok()) {}
+    gw.ended().await;
+    vm.saw("the end at the VM", |r| r.delivery == Delivery::Complete).await;
+}
+
+/// Draining does not change what a body is.
+#[tokio::test]
+async fn a_body_that_drains_is_the_same_body() {
+    let (_vm, mut gw, _) = scene("20s").await;
+    let client = gw.client(Version::H3, "shop.test").await;
+    let mut exchange = client.open(&get("/large")).await.unwrap();
+    gw.terminate();
+    let reply = exchange.down.whole().await.unwrap();
+    assert_eq!((reply.length, reply.digest), (40 * MIB, digest_of(40 * MIB)));
+    gw.ended().await;
+}

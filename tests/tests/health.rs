@@ -1,0 +1,311 @@
+//! Active probes: what makes a VM fall and rise, what clients see of it, and what the log says.
+// Test code: a broken precondition should stop the test where it stands.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU16, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use foregate_tests::{
+    Client, Fields, Gateway, Origin, Version, closed_port, eventually, eventually_async, gateway, get, origin,
+};
+
+/// A VM whose `/healthz` answers with a status that can be changed; 0 is silence.
+struct Vm {
+    origin: Origin,
+    status: Arc<AtomicU16>,
+    probes: Arc<AtomicUsize>,
+}
+
+impl Vm {
+    async fn start(name: &str) -> Vm {
+        let (status, probes) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicUsize::new(0)));
+        let (answer, count) = (status.clone(), probes.clone());
+        let origin = origin().named(name).on("/healthz", move |call| {
+            let (answer, count) = (answer.clone(), count.clone());
+            Box::pin(async move {
+                count.fetch_add(1, Ordering::SeqCst);
+                match answer.load(Ordering::SeqCst) {
+                    0 => call.gone().await,
+                    status => call.reply(status, &Fields::new(), "I am well").await,
+                }
+            })
+        });
+        Vm { origin: origin.start().await, status, probes }
+    }
+
+    fn set(&self, status: u16) {
+        self.status.store(status, Ordering::SeqCst);
+    }
+
+    fn probes(&self) -> usize {
+        self.probes.load(Ordering::SeqCst)
+    }
+
+    async fn more_probes(&self, count: usize) {
+        let before = self.probes();
+        eventually("more probes", || (self.probes() >= before + count).then_some(())).await;
+    }
+
+    /// Requests of clients, not probes.
+    fn served(&self) -> usize {
+        self.origin.requests().iter().filter(|r| r.target != "/healthz").count()
+    }
+}
+
+const OFTEN: &str = "interval = \"50ms\", timeout = \"1s\", rise = 2, fall = 3";
+
+async fn start(health: &str, backends: &[String]) -> Gateway {
+    let text = format!(
+        "[sites.\"shop.test\"]\npool = \"vms\"\n[pools.vms]\nbackends = {backends:?}\nhealth = {{ {health} }}\n"
+    );
+    gateway().named(&["shop.test"]).toml(&text).start().await
+}
+
+/// Waits until only this VM answers: ten times in a row, where round robin would change.
+async fn alone(client: &Client, vm: &str) {
+    eventually_async(&format!("only {vm} answers"), || async {
+        for _ in 0..10 {
+            let reply = client.send(&get("/")).await.unwrap();
+            if reply.status != 200 || reply.vm() != vm {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+}
+
+async fn both(client: &Client) {
+    eventually_async("both VMs answer", || async {
+        let (one, two) = (client.send(&get("/")).await.unwrap(), client.send(&get("/")).await.unwrap());
+        (one.status == 200 && two.status == 200 && one.vm() != two.vm()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_vm_falls_and_rises_by_its_http_probe() {
+    let (a, b) = (Vm::start("a").await, Vm::start("b").await);
+    let health = format!("http = {{ path = \"/healthz\" }}, {OFTEN}");
+    let gw = start(&health, &[a.origin.address(), b.origin.address()]).await;
+    let client = gw.client(Version::H2, "shop.test").await;
+    both(&client).await;
+    for status in [500, 404, 0] {
+        a.set(status);
+        alone(&client, "b").await;
+        // No client notices anything of it on any version.
+        let before = a.served();
+        for version in Version::ALL {
+            let reply = gw.request(version, get("/")).await;
+            assert_eq!((reply.status, reply.vm()), (200, "b"), "{version:?}");
+        }
+        assert_eq!(a.served(), before);
+        a.set(200);
+        both(&client).await;
+    }
+    gw.stop().await;
+}
+
+#[tokio::test]
+async fn a_vm_falls_and_rises_by_its_tcp_probe() {
+    let (mut a, b) = (Vm::start("a").await, Vm::start("b").await);
+    let gw = start(&format!("tcp = {{}}, {OFTEN}"), &[a.origin.address(), b.origin.address()]).await;
+    let client = gw.client(Version::H2, "shop.test").await;
+    both(&client).await;
+    a.origin.down().await;
+    eventually("its fall is logged", || (!changes(&gw, &a.origin.address()).is_empty()).then_some(())).await;
+    alone(&client, "b").await;
+    a.origin.up().await;
+    both(&client).await;
+    // A probe of this kind sends nothing.
+    assert_eq!((a.probes(), b.probes()), (0, 0));
+    gw.stop().await;
+}
+
+/// Two failures are not three.
+#[tokio::test]
+async fn a_short_illness_changes_nothing() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let probes = count.clone();
+    let vm = origin().named("a").on("/healthz", move |call| {
+        let number = probes.fetch_add(1, Ordering::SeqCst);
+        // Twice ill, once well, and so on.
+        let status = if number % 3 == 2 { 200 } else { 500 };
+        Box::pin(async move { call.reply(status, &Fields::new(), "").await })
+    });
+    let vm = vm.start().await;
+    let gw = start(&format!("http = {{ path = \"/healthz\" }}, {OFTEN}"), &[vm.address()]).await;
+    let client = gw.client(Version::H1, "shop.test").await;
+    while count.load(Ordering::SeqCst) < 15 {
+        assert_eq!(client.send(&get("/")).await.unwrap().status, 200);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(changes(&gw, &vm.address()).is_empty(), "{:#?}", gw.log().lines());
+    gw.stop().await;
+}
+
+#[tokio::test]
+async fn a_probe_asks_for_what_is_configured() {
+    let vm = Vm::start("a").await;
+    let health = format!(
+        "http = {{ path = \"/healthz?deep=1\", status = \"200-299\", host = \"health.lan\", contains = \"am well\" }}, {OFTEN}"
+    );
+    let gw = start(&health, &[vm.origin.address()]).await;
+    vm.more_probes(4).await;
+    let probe = vm.origin.requests().into_iter().next().unwrap();
+    assert_eq!(
+        (probe.method.as_str(), probe.target.as_str(), probe.host.as_str()),
+        ("GET", "/healthz?deep=1", "health.lan")
+    );
+    assert!(changes(&gw, &vm.origin.address()).is_empty(), "{:#?}", gw.log().lines());
+    // 302 is good by default, but this pool is stricter.
+    vm.set(302);
+    eventually("its fall", || (changes(&gw, &vm.origin.address()).len() == 1).then_some(())).await;
+    gw.stop().await;
+}
+
+#[tokio::test]
+async fn a_probe_reads_the_body_when_asked() {
+    let (a, b) = (Vm::start("a").await, Vm::start("b").await);
+    let health = format!("http = {{ path = \"/healthz\", contains = \"perfectly\" }}, {OFTEN}");
+    let gw = start(&health, &[a.origin.address(), b.origin.address()]).await;
+    eventually("both fall", || {
+        let fallen = [&a, &b].iter().filter(|vm| !changes(&gw, &vm.origin.address()).is_empty()).count();
+        (fallen == 2).then_some(())
+    })
+    .await;
+    assert_eq!(gw.request(Version::H1, get("/")).await.status, 503);
+    gw.stop().await;
+}
+
+/// The lines of the log that tell of this VM's health.
+fn changes(gw: &Gateway, address: &str) -> Vec<String> {
+    let told = ["health", "up", "down", "fell", "rose", "ill", "well"];
+    gw.log()
+        .having(&[address])
+        .into_iter()
+        .filter(|l| told.iter().any(|w| l.to_lowercase().contains(w)))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_change_is_logged_once_with_its_reason() {
+    let a = Vm::start("a").await;
+    let gw = start(&format!("http = {{ path = \"/healthz\" }}, {OFTEN}"), &[a.origin.address()]).await;
+    a.more_probes(5).await;
+    // Being well from the start is no change.
+    assert_eq!(changes(&gw, &a.origin.address()), Vec::<String>::new());
+    a.set(500);
+    eventually("its fall is logged", || (!changes(&gw, &a.origin.address()).is_empty()).then_some(())).await;
+    a.more_probes(8).await;
+    let fall = changes(&gw, &a.origin.address());
+    assert_eq!(fall.len(), 1, "{fall:#?}");
+    assert!(fall[0].contains("500"), "the reason: {fall:#?}");
+    a.set(200);
+    eventually("its rise is logged", || (changes(&gw, &a.origin.address()).len() > 1).then_some(())).await;
+    a.more_probes(8).await;
+    assert_eq!(changes(&gw, &a.origin.address()).len(), 2, "{:#?}", changes(&gw, &a.origin.address()));
+    gw.stop().await;
+}
+
+#[tokio::test]
+async fn when_all_are_down_the_answer_is_503_with_retry_after() {
+    let (a, b) = (Vm::start("a").await, Vm::start("b").await);
+    let health = format!("http = {{ path = \"/healthz\" }}, {OFTEN}");
+    let gw = start(&health, &[a.origin.address(), b.origin.address()]).await;
+    a.set(503);
+    b.set(503);
+    let client = gw.client(Version::H1, "shop.test").await;
+    eventually_async("no VM is left", || async {
+        (client.send(&get("/")).await.unwrap().status == 503).then_some(())
+    })
+    .await;
+    let before = (a.served(), b.served());
+    for version in Version::ALL {
+        let reply = gw.request(version, get("/")).await;
+        assert_eq!(reply.status, 503, "{version:?}");
+        let seconds: u32 = reply.field("retry-after").parse().unwrap();
+        assert!((1..=120).contains(&seconds), "{version:?}: {seconds}");
+    }
+    assert_eq!((a.served(), b.served()), before);
+    a.set(200);
+    alone(&client, "a").await;
+    gw.stop().await;
+}
+
+/// Nothing is known of a VM before its first probes: it is used.
+#[tokio::test]
+async fn a_vm_not_yet_probed_is_usable() {
+    let a = Vm::start("a").await;
+    a.set(500);
+    let health = "http = { path = \"/healthz\" }, interval = \"60s\", timeout = \"1s\", rise = 2, fall = 3";
+    let gw = start(health, &[a.origin.address()]).await;
+    for version in Version::ALL {
+        assert_eq!(gw.request(version, get("/")).await.status, 200, "{version:?}");
+    }
+    gw.stop().await;
+}
+
+#[tokio::test]
+async fn tiers_fall_back_one_by_one() {
+    let vms = [Vm::start("a").await, Vm::start("b").await, Vm::start("c").await];
+    let mut backends = String::new();
+    for (tier, vm) in vms.iter().enumerate() {
+        backends += &format!("  {{ address = {:?}, tier = {tier} }},\n", vm.origin.address());
+    }
+    let text = format!(
+        "[sites.\"shop.test\"]\npool = \"vms\"\n[pools.vms]\nhealth = {{ http = {{ path = \"/healthz\" }}, {OFTEN} }}\nbackends = [\n{backends}]\n"
+    );
+    let gw = gateway().named(&["shop.test"]).toml(&text).start().await;
+    let client = gw.client(Version::H3, "shop.test").await;
+    alone(&client, "a").await;
+    vms[0].set(500);
+    alone(&client, "b").await;
+    vms[1].set(500);
+    alone(&client, "c").await;
+    vms[2].set(500);
+    eventually_async("503", || async { (client.send(&get("/")).await.unwrap().status == 503).then_some(()) })
+        .await;
+    vms[1].set(200);
+    alone(&client, "b").await;
+    vms[0].set(200);
+    alone(&client, "a").await;
+    gw.stop().await;
+}
+
+/// Defaults of `[defaults.pools]` hold for pools written in place too.
+#[tokio::test]
+async fn inline_pools_are_probed_by_the_defaults() {
+    let (a, closed) = (Vm::start("a").await, closed_port());
+    let text = format!(
+        "[defaults.pools]\nhealth = {{ http = {{ path = \"/healthz\" }}, {OFTEN} }}\n[sites.\"shop.test\"]\npool = [{:?}, \"127.0.0.1:{}\"]\n",
+        a.origin.address(),
+        closed.port
+    );
+    let gw = gateway().named(&["shop.test"]).toml(&text).start().await;
+    a.more_probes(3).await;
+    let dead = format!("127.0.0.1:{}", closed.port);
+    eventually("the dead one's fall", || (changes(&gw, &dead).len() == 1).then_some(())).await;
+    assert_eq!(gw.request(Version::H2, get("/")).await.vm(), "a");
+    gw.stop().await;
+}
+
+/// Probes are spread: VMs of one pool are not all asked in the same instant for ever.
+#[tokio::test]
+async fn probes_keep_about_their_interval() {
+    let a = Vm::start("a").await;
+    let health = "http = { path = \"/healthz\" }, interval = \"100ms\", timeout = \"1s\", rise = 2, fall = 3";
+    let gw = start(health, &[a.origin.address()]).await;
+    a.more_probes(1).await;
+    let begun = tokio::time::Instant::now();
+    a.more_probes(10).await;
+    let took = begun.elapsed();
+    // With jitter; above, only a machine that is very busy.
+    assert!(took >= Duration::from_millis(600), "ten probes in {took:?}");
+    gw.stop().await;
+}
