@@ -307,17 +307,18 @@ async fn proxy_serves_without_a_file() {
 /// Three VMs and a gateway, with the lines a stranger needs; a second demo finds ports of its own.
 #[tokio::test]
 async fn demo_runs_and_says_what_to_try() {
-    let mut first = Process::spawn(Command::new(binary()).arg("demo"));
-    let mut second = Process::spawn(Command::new(binary()).arg("demo"));
-    for process in [&mut first, &mut second] {
+    let mut demos = Vec::new();
+    for _ in 0..2 {
+        let mut process = Process::spawn(Command::new(binary()).arg("demo"));
         eventually("curl lines", || {
             assert!(process.ended().is_none(), "it ended: {}", process.err.text());
             let text = process.out.text() + &process.err.text();
             (text.contains("curl") && text.contains("--http3") && text.contains("https://")).then_some(())
         })
         .await;
+        demos.push(process);
     }
-    for process in [&mut first, &mut second] {
+    for process in &mut demos {
         process.signal(rustix::process::Signal::INT);
         assert!(process.wait().await.success(), "{}", process.err.text());
     }

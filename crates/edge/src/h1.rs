@@ -122,7 +122,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
         let mut begun = false;
         poll_fn(|cx| {
             loop {
-                match search.end(&mut self.wire.input.borrow_mut(), limits.request_head) {
+                let end = search.end(&mut self.wire.input.borrow_mut(), limits.request_head);
+                match end {
                     Ok(None) => {}
                     Ok(Some(length)) => {
                         let head = self.wire.input.borrow_mut().split_to(length).freeze();

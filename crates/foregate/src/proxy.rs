@@ -42,7 +42,10 @@ impl FromStr for Port {
     fn from_str(text: &str) -> Result<Port, Self::Err> {
         match text {
             "off" => Ok(Port::Off),
-            _ => text.parse().map(Port::On).map_err(|_| "expected a port from 0 to 65535, or \"off\""),
+            _ => match text.parse() {
+                Ok(port) if port > 0 => Ok(Port::On(port)),
+                _ => Err("expected a port from 1 to 65535, or \"off\""),
+            },
         }
     }
 }
@@ -223,6 +226,7 @@ mod tests {
             &["--to", "0"][..],
             &["--to", "{env.BACKEND}"],
             &["--to", "1", "--host", "{file./etc/passwd}"],
+            &["--to", "1", "--http", "0"],
             &["--to", "1", "--http", "70000"],
             &["--to", "1", "--https", "on"],
             &["--to", "1", "--listen", "example.com"],

@@ -25,6 +25,11 @@ use crate::peer::Peer;
 use crate::proxy;
 use crate::worker::Worker;
 
+/// What of a body nobody wanted is read away, and for how long, before the client is told to stop.
+const DISCARD: usize = 256 * 1024;
+const LINGER: Duration = Duration::from_millis(500);
+const STOP_WAIT: Duration = Duration::from_secs(30);
+
 type Send = RequestStream<h3_quinn::SendStream<Bytes>, Bytes>;
 type Recv = RequestStream<h3_quinn::RecvStream, Bytes>;
 
@@ -148,8 +153,6 @@ struct Upload {
     left: Option<u64>,
     pause: Option<Duration>,
     deadline: Deadline,
-    /// A read is under way, during which h3-quinn cannot stop the stream.
-    reading: bool,
     in_trailers: bool,
     ended: bool,
 }
@@ -163,7 +166,6 @@ impl Upload {
             left,
             pause,
             deadline: Deadline::default(),
-            reading: false,
             in_trailers: false,
             ended: false,
         }
@@ -182,7 +184,6 @@ impl Upload {
         let Some(recv) = &mut self.recv else { return Poll::Ready(None) };
         if !self.in_trailers {
             let data = recv.poll_recv_data(cx).map_ok(|data| data.map(|mut data| data.copy_to_bytes(data.remaining())));
-            self.reading = data.is_pending();
             match ready!(data) {
                 Ok(Some(data)) => return Poll::Ready(Some(self.count(data))),
                 Ok(None) => self.in_trailers = true,
@@ -192,7 +193,6 @@ impl Upload {
         // h3 panics here after a frame that the end of the stream cut short; that is a broken body.
         let trailers = catch_unwind(AssertUnwindSafe(|| recv.poll_recv_trailers(cx)))
             .unwrap_or_else(|_| Poll::Ready(Ok(None)));
-        self.reading = trailers.is_pending();
         let trailers = ready!(trailers);
         self.ended = true;
         match trailers {
@@ -256,22 +256,35 @@ impl http_body::Body for Upload {
 
 impl Drop for Upload {
     /// Ends the request side as RFC 9114, section 4.1 wants it: without an error. Left to itself quinn
-    /// would send code 0, which clients take for one.
+    /// would send code 0, which clients take for one, and h3-quinn cannot stop a stream while it reads.
     fn drop(&mut self) {
-        let Some(mut recv) = self.recv.take() else { return };
-        if self.ended {
-            return;
-        }
-        if !self.reading {
-            recv.stop_sending(Code::H3_NO_ERROR);
-            return;
-        }
-        let limit = self.pause.unwrap_or(Duration::from_secs(30));
+        let Some(mut recv) = self.recv.take().filter(|_| !self.ended) else { return };
         tokio::task::spawn_local(async move {
-            let read = poll_fn(|cx| recv.poll_recv_data(cx).map_ok(|data| data.is_some()));
-            if let Ok(Ok(true)) = timeout(limit, read).await {
-                recv.stop_sending(Code::H3_NO_ERROR);
+            // Some clients (curl) take even that for an error if it comes before the response's end, so
+            // the rest is read away for a moment first.
+            let mut left = DISCARD;
+            let discard = async {
+                while left > 0 {
+                    let read = poll_fn(|cx| recv.poll_recv_data(cx).map_ok(|data| data.map(|data| data.remaining())));
+                    match read.await {
+                        Ok(Some(n)) => left = left.saturating_sub(n),
+                        Ok(None) | Err(_) => return false,
+                    }
+                }
+                true
+            };
+            match timeout(LINGER, discard).await {
+                Ok(false) => return,
+                Ok(true) => {}
+                // The next piece ends the read that is under way; a client that sends none may keep its half.
+                Err(_) => {
+                    let read = poll_fn(|cx| recv.poll_recv_data(cx).map_ok(|data| data.is_some()));
+                    if !matches!(timeout(STOP_WAIT, read).await, Ok(Ok(true))) {
+                        return;
+                    }
+                }
             }
+            recv.stop_sending(Code::H3_NO_ERROR);
         });
     }
 }

@@ -122,7 +122,7 @@ impl Gathered {
             let mut lacking = site.hosts.clone();
             lacking.retain(|host| host.value != HostPattern::Any && !self.covered(&host.value));
             let Some(first) = lacking.first() else { continue };
-            let hosts: Vec<String> = lacking.iter().map(|host| host.value.to_string()).collect();
+            let hosts: Vec<String> = lacking.iter().map(|host| certified(&host.value)).collect();
             fallback.extend(hosts.iter().filter(|host| host.parse::<IpAddr>().is_ok()).cloned());
             let Some(made) = make(&format!("site-{}", site.name.value), &hosts, first.place) else { continue };
             let certificate = &made.certificate;
@@ -173,6 +173,14 @@ impl Gathered {
                  or `self_signed = true` in [tls] for development",
             ));
         }
+    }
+}
+
+/// A host as certificates name it: IPv6 addresses stand there without brackets.
+fn certified(host: &HostPattern) -> String {
+    match host {
+        HostPattern::Exact(name) => name.to_string(),
+        other => other.to_string(),
     }
 }
 

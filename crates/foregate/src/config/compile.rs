@@ -163,7 +163,7 @@ impl Assembly<'_> {
             None if known.is_empty() => {
                 problem.help(format!("write [pools.{}], or the VM's address in its place", name.value))
             }
-            None => problem.help(format!("the pools are {}", quoted(&known))),
+            None => problem.help(format!("the pools are {}", suggest::quoted(&known))),
         };
         self.problems.push(problem);
         let Self { unknown, builder, transports, .. } = self;
@@ -277,10 +277,6 @@ impl Assembly<'_> {
             self.problems.push(problem);
         }
     }
-}
-
-fn quoted(names: &[&str]) -> String {
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// A site's addresses are among those of the server, or under one of its wildcards.

@@ -115,7 +115,11 @@ impl<'a> Table<'a> {
     pub(super) fn misplaced(&self, keys: &[&'static str], where_to: &str) {
         for key in keys {
             if self.get(key).is_some() {
-                let message = format!("`{key}` does not belong into [{}]", self.name);
+                let scope = match self.name.as_str() {
+                    "" => "an included file".to_owned(),
+                    name => format!("[{name}]"),
+                };
+                let message = format!("`{key}` does not belong into {scope}");
                 self.problem(Problem::error(self.key_place(key), message).help(where_to));
             }
         }
@@ -176,10 +180,10 @@ impl<'a> Table<'a> {
 }
 
 fn list(known: &[&str]) -> String {
-    let mut words: Vec<String> = known.iter().map(|key| format!("`{key}`")).collect();
-    words.sort();
-    words.dedup();
-    words.join(", ")
+    let mut known = known.to_vec();
+    known.sort_unstable();
+    known.dedup();
+    suggest::quoted(&known)
 }
 
 impl<'a> Value<'a> {

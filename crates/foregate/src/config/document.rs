@@ -71,7 +71,9 @@ impl Document {
         for source in sources {
             let (tree, errors) = DeTable::parse_recoverable(&source.text);
             for error in &errors {
-                problems.push(syntax(source, tree.get_ref(), error));
+                if !is_in_repeated_table(source, error, &errors) {
+                    problems.push(syntax(source, tree.get_ref(), error));
+                }
             }
             let mark = problems.count();
             let root = Table::whole(Reading { source, problems }, tree.get_ref());
@@ -180,6 +182,18 @@ fn syntax(source: &Source, tree: &DeTable<'_>, error: &toml::de::Error) -> Probl
         Some(first) => problem.other(first, "here first"),
         None => problem,
     }
+}
+
+/// Of a table that stands twice, its keys are reported to stand twice as well: a consequence.
+fn is_in_repeated_table(source: &Source, error: &toml::de::Error, errors: &[toml::de::Error]) -> bool {
+    let Some(span) = error.span().filter(|_| error.message() == "duplicate key") else { return false };
+    let above = source.text.get(..span.start).unwrap_or_default();
+    let header = above.rmatch_indices("\n[").map(|(newline, _)| newline + 1).next();
+    let line = header.map(|header| line_of(source, header));
+    line.is_some_and(|line| {
+        line != line_of(source, span.start)
+            && errors.iter().filter_map(toml::de::Error::span).any(|other| line_of(source, other.start) == line)
+    })
 }
 
 /// The place of the key that a duplicate repeats: the same table header, or the nearest equal key before it.

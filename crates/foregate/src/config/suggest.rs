@@ -28,6 +28,11 @@ pub(super) fn alternatives(words: &[&str]) -> String {
     }
 }
 
+/// "`a`, `b`"
+pub(super) fn quoted(words: &[&str]) -> String {
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

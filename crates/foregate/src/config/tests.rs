@@ -186,10 +186,10 @@ backends = [\"10.0.0.1\", { address = \"10.0.0.2:80\", weight = -1 }]
             "8:8 there is no pool `shpo` | did you mean `shop`?",
             "9:1 unknown key `colour` in `sites.shop` | the keys here are `addresses`, `bandwidth`, `early_data`, `filters`, `hosts`, `hsts`, `http3`, `passthrough`, `pool`, `redirect`, `redirect_to_https`, `request_body`, `request_headers`, `respond`, `response_headers`, `routes`, `split`, `split_on`, `timeouts`, `tls`, `upstream_host`",
             "10:21 a path begins with \"/\", \"=/\" (this path alone) or \"~\" (a regular expression)",
-            "10:53 not a regular expression: unclosed group",
-            "10:66 `sites.shop.routes[1].pool` must be the name of a pool, an address or a list of addresses, not an integer",
+            "10:55 not a regular expression: unclosed group",
+            "10:68 `sites.shop.routes[1].pool` must be the name of a pool, an address or a list of addresses, not an integer",
             "12:13 \"10.0.0.1\" has no port | write \"10.0.0.1:80\" or whichever port the VM serves",
-            "12:60 `pools.shop.backends[1].weight` must be a number from 0 to 65535",
+            "12:61 `pools.shop.backends[1].weight` must be a number from 0 to 65535",
         ]
     );
 }
@@ -248,10 +248,10 @@ health = { grpc = {} }
             "19:1 `sites.shop.early_data` is not supported yet",
             "20:1 `sites.shop.filters` is not supported yet",
             "21:9 `sites.shop.tls.client_ca` is not supported yet",
-            "22:36 `sites.shop.routes[0].when.client_cert` is not supported yet",
-            "22:58 `sites.shop.routes[0].queue_priority` is not supported yet",
+            "22:37 `sites.shop.routes[0].when.client_cert` is not supported yet",
+            "22:59 `sites.shop.routes[0].queue_priority` is not supported yet",
             "24:13 HTTP/3 towards VMs (`h3://`) is not supported yet",
-            "24:60 `pools.shop.backends[1].max_requests` is not supported yet",
+            "24:61 `pools.shop.backends[1].max_requests` is not supported yet",
             "25:1 `pools.shop.send_proxy` is not supported yet",
             "26:1 `pools.shop.retry` is not supported yet",
             "27:12 `pools.shop.health.grpc` is not supported yet",
