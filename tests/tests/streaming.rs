@@ -12,8 +12,8 @@ use std::{
 
 use bytes::Bytes;
 use foregate_tests::{
-    Body, Delivery, Error, Fields, Gateway, Origin, OriginBuilder, Uploader, Version, block, digest_of,
-    eventually, gateway, get, origin, post, raw, within,
+    Body, Client, Delivery, Error, Exchange, Fields, Gateway, Origin, OriginBuilder, Uploader, Version,
+    block, digest_of, eventually, gateway, get, origin, post, raw, within,
 };
 use tokio::sync::Notify;
 
@@ -290,12 +290,12 @@ async fn a_vm_that_dies_is_an_error_and_no_clean_end() {
         .await
         {
             for version in Version::ALL {
-                let result = gw.try_request(version, &get("/")).await;
-                assert!(
-                    matches!(result, Err(Error::Broken(_))),
-                    "{version:?}, {length:?}, {}: {result:?}",
-                    vm.name()
-                );
+                match gw.try_request(version, &get("/")).await {
+                    Err(Error::Broken(_)) => {}
+                    // HTTP/2 may throw away what a stream brought before its reset.
+                    Ok(reply) => assert_eq!(reply.status, 502, "{version:?}, {length:?}: {reply:?}"),
+                    Err(other) => panic!("{version:?}, {length:?}: {other}"),
+                }
             }
             gw.stop().await;
         }
@@ -315,20 +315,19 @@ async fn a_body_until_close_is_whole() {
     gw.stop().await;
 }
 
-/// Nobody is waiting any more: the VM is told, before its answer and in the middle of it.
-#[tokio::test]
-async fn a_client_that_vanishes_cancels_the_request() {
-    for (vm, gw) in both_kinds(|| {
-        origin().on("/waiting", |call| Box::pin(call.gone())).on("/talking", |call| {
-            Box::pin(async move {
-                call.start(200, &Fields::new(), None).await;
-                while call.write(block()).await.is_ok() {}
-                call.gone().await;
-            })
+fn never_ending() -> OriginBuilder {
+    origin().on("/waiting", |call| Box::pin(call.gone())).on("/talking", |call| {
+        Box::pin(async move {
+            call.start(200, &Fields::new(), None).await;
+            while call.write(block()).await.is_ok() {}
+            call.gone().await;
         })
     })
-    .await
-    {
+}
+
+/// Nobody is waiting any more: the VM is told, before its answer and in the middle of it.
+async fn cancels(vanish: impl Fn(Client, Exchange)) {
+    for (vm, gw) in both_kinds(never_ending).await {
         for version in Version::ALL {
             for target in ["/waiting", "/talking"] {
                 vm.forget();
@@ -339,13 +338,29 @@ async fn a_client_that_vanishes_cancels_the_request() {
                     exchange.down.head(&mut Vec::new()).await.unwrap();
                     assert!(exchange.down.data().await.unwrap().is_some());
                 }
-                exchange.up.cancel(&mut exchange.down);
+                vanish(client, exchange);
                 let what = format!("{version:?} {target}: the end of the VM's exchange");
                 vm.saw(&what, |r| matches!(r.delivery, Delivery::Broken(_))).await;
             }
         }
         gw.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_client_that_vanishes_cancels_the_request() {
+    cancels(|client, exchange| {
+        if client.version == Version::H3 {
+            client.quic().close(0_u32.into(), b"");
+        }
+        drop((exchange, client));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cancelled_cancels_the_request() {
+    cancels(|_client, mut exchange| exchange.up.cancel(&mut exchange.down)).await;
 }
 
 /// Half an upload and then nothing: the VM must not take the half for the whole.

@@ -51,7 +51,8 @@ async fn a_slow_upload_is_no_silent_vm() {
             exchange.up.data(Bytes::from_static(b"x")).await.unwrap();
             tokio::time::sleep(Duration::from_millis(80)).await;
         }
-        exchange.up.finish(&Fields::new()).await.unwrap();
+        // All that was announced has come; the answer may be here before the end is said.
+        let _ = exchange.up.finish(&Fields::new()).await;
         assert_eq!(exchange.down.whole().await.unwrap().status, 200, "{version:?}");
     }
     gw.stop().await;

@@ -2,20 +2,22 @@
 
 mod stream;
 mod tunnel;
+mod watch;
 
-use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::Poll;
 
 use bytes::Bytes;
 use h2::server;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use self::watch::{HalfHead, HalfHeadDeadline, Watched};
 use crate::deadline::Deadline;
 use crate::drain::Phase;
 use crate::peer::Peer;
+use crate::streams::Streams;
 use crate::worker::Worker;
 
 /// What one upload may have in flight before its VM reads, and what all uploads of a connection may.
@@ -46,7 +48,8 @@ where
         .enable_connect_protocol();
     drop(live);
     let mut deadline = Deadline::default();
-    let mut handshake = pin!(builder.handshake::<_, Bytes>(io));
+    let half = Rc::new(HalfHead::default());
+    let mut handshake = pin!(builder.handshake::<_, Bytes>(Watched::new(io, half.clone())));
     let accepted = poll_fn(|cx| match handshake.as_mut().poll(cx) {
         Poll::Ready(result) => Poll::Ready(Some(result)),
         Poll::Pending => deadline.poll(cx, timeouts.request_head).map(|()| None),
@@ -67,6 +70,7 @@ where
     let streams = Rc::new(Streams::default());
     let mut draining = pin!(worker.drain.reached(Phase::Draining));
     let mut closing = pin!(worker.drain.reached(Phase::Closing));
+    let mut half_head = HalfHeadDeadline::default();
     let mut leaving = false;
     deadline.clear();
     loop {
@@ -77,6 +81,10 @@ where
             }
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(accepted);
+            }
+            if half_head.poll(cx, &half, timeouts.request_head).is_ready() {
+                tracing::info!(peer = %peer.address, "closed: a request head took longer than timeouts.request_head");
+                return Poll::Ready(None);
             }
             if streams.observe(cx.waker()) > 0 {
                 deadline.clear();
@@ -97,7 +105,7 @@ where
         .await;
         match accepted {
             Some(Ok((request, respond))) => {
-                let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::open(&streams));
+                let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::begin(&streams));
                 tokio::task::spawn_local(async move {
                     let _open = open;
                     stream::serve(&worker, &peer, request, respond).await;
@@ -108,44 +116,6 @@ where
                 return;
             }
             None => return,
-        }
-    }
-}
-
-/// The streams of a connection that are being answered.
-#[derive(Default)]
-struct Streams {
-    open: Cell<usize>,
-    /// The connection's task, which waits for the last of them to end.
-    observer: RefCell<Option<Waker>>,
-}
-
-impl Streams {
-    fn open(this: &Rc<Streams>) -> Open {
-        this.open.set(this.open.get() + 1);
-        Open(this.clone())
-    }
-
-    /// How many there are; wakes the caller when there are none left.
-    fn observe(&self, waker: &Waker) -> usize {
-        let mut observer = self.observer.borrow_mut();
-        if !observer.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            *observer = Some(waker.clone());
-        }
-        self.open.get()
-    }
-}
-
-struct Open(Rc<Streams>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        let left = self.0.open.get().saturating_sub(1);
-        self.0.open.set(left);
-        if left == 0
-            && let Some(observer) = self.0.observer.borrow().as_ref()
-        {
-            observer.wake_by_ref();
         }
     }
 }

@@ -18,8 +18,10 @@ use quinn::{Connection, VarInt};
 
 pub(crate) use endpoint::{Quic, accept};
 
+use crate::deadline::Deadline;
 use crate::drain::Phase;
 use crate::peer::Peer;
+use crate::streams::Streams;
 use crate::worker::Worker;
 
 type Resolver = RequestResolver<h3_quinn::Connection, Bytes>;
@@ -48,6 +50,9 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, quic: Connection) {
     };
     let mut draining = pin!(worker.drain.reached(Phase::Draining));
     let mut closing = pin!(worker.drain.reached(Phase::Closing));
+    let streams = Rc::new(Streams::default());
+    let keep_alive = worker.current().settings.timeouts.keep_alive;
+    let mut deadline = Deadline::default();
     // Stream ids at or above it were refused by our GOAWAY.
     let mut announced = None;
     let mut next_id = 0;
@@ -61,14 +66,21 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, quic: Connection) {
                 if closing.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Event::End);
                 }
-                accepting.as_mut().poll(cx).map(|accepted| match accepted {
-                    Ok(Some(resolver)) => Event::Stream(Box::new(resolver)),
-                    Ok(None) => Event::End,
-                    Err(error) => {
-                        tracing::debug!(peer = %peer.address, %error, "HTTP/3 connection ended");
-                        Event::End
-                    }
-                })
+                if let Poll::Ready(accepted) = accepting.as_mut().poll(cx) {
+                    return Poll::Ready(match accepted {
+                        Ok(Some(resolver)) => Event::Stream(Box::new(resolver)),
+                        Ok(None) => Event::End,
+                        Err(error) => {
+                            tracing::debug!(peer = %peer.address, %error, "HTTP/3 connection ended");
+                            Event::End
+                        }
+                    });
+                }
+                if streams.observe(cx.waker()) > 0 {
+                    deadline.clear();
+                    return Poll::Pending;
+                }
+                deadline.poll(cx, keep_alive).map(|()| Event::End)
             })
             .await
         };
@@ -88,8 +100,16 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, quic: Connection) {
                     continue;
                 }
                 next_id = next_id.max(id + 4);
-                let (worker, peer) = (worker.clone(), peer.clone());
-                tokio::task::spawn_local(async move { stream::serve(&worker, &peer, *resolver).await });
+                let (worker, peer, quic) = (worker.clone(), peer.clone(), quic.clone());
+                let open = Streams::begin(&streams);
+                tokio::task::spawn_local(async move {
+                    let _open = open;
+                    // A client that is gone is nobody to answer; dropping cancels what runs for it.
+                    tokio::select! {
+                        () = stream::serve(&worker, &peer, *resolver) => {}
+                        _ = quic.closed() => {}
+                    }
+                });
             }
             Event::End => break,
         }

@@ -18,6 +18,7 @@ mod listen;
 mod peer;
 mod proxy;
 pub mod settings;
+mod streams;
 pub mod tls;
 mod worker;
 

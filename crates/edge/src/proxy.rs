@@ -7,6 +7,7 @@ mod forward;
 
 use std::rc::Rc;
 
+use bytes::Bytes;
 use foregate_exchange::{Body, head};
 use foregate_routing::{
     Action, HeaderEdit, HostMatch, NotMatched, Policy, RequestView, Respond, Site, Template, Variables,
@@ -14,7 +15,7 @@ use foregate_routing::{
 };
 use http::header::{ACCEPT, ALT_SVC, CONTENT_TYPE, LOCATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 
 use self::forward::Forwarding;
 use crate::answer::Answer;
@@ -52,6 +53,10 @@ pub(crate) async fn serve(
         let answer = Answer::new(StatusCode::BAD_REQUEST, "The request's host is not valid.");
         return dated(refuse(answer));
     };
+    if parts.method == Method::TRACE {
+        // It would show a script the fields its browser hides from it (RFC 9110, section 17.10).
+        return dated(refuse(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "This gateway does not answer TRACE.")));
+    }
     let HostMatch { site, wildcard } = match find_site(&live, peer, &host, parts.version) {
         Ok(found) => found,
         Err(answer) => return dated(refuse(answer)),
@@ -108,7 +113,7 @@ pub(crate) async fn serve(
     };
     let result = match (body, &matched.route.action) {
         (None, _) => Err(forward::too_large()),
-        (_, Action::Respond(respond)) => Ok(respond_with(respond)),
+        (_, Action::Respond(respond)) => Ok(respond_with(respond, &variables)),
         (_, Action::Redirect { to, status }) => redirect(to, *status, &variables),
         (Some(body), Action::Pool(pool)) => forwarding.to(pool, headers, body).await,
         (Some(body), Action::Split(split)) => {
@@ -170,7 +175,7 @@ fn find_site<'s, 'h>(
         }
         // The handshake was held to the rules of the site it was for; others may be stricter.
         let floor = found.as_ref().map(|found| found.site.tls_min_version);
-        if floor.is_some_and(|floor| floor != tls.floor) && version != Version::HTTP_3 {
+        if floor.is_some_and(|floor| floor != tls.floor) {
             return misdirected("This host has other TLS rules than this connection; use another connection.");
         }
     }
@@ -203,11 +208,46 @@ fn not_matched(reason: NotMatched) -> Answer {
     }
 }
 
-fn respond_with(respond: &Respond) -> Response<Body> {
-    let mut response = Response::new(Body::from(respond.body.clone()));
+fn respond_with(respond: &Respond, variables: &Variables<'_>) -> Response<Body> {
+    let mut text = String::new();
+    match (respond.body.as_literal(), escape_for(&respond.content_type)) {
+        (Some(literal), _) => text.push_str(literal),
+        (None, None) => respond.body.render(variables, &mut text),
+        (None, Some(escape)) => {
+            // What a client put into its request must not become markup of ours.
+            let [host, path] = [variables.host, variables.path].map(escape);
+            let [wildcard, query] = [variables.wildcard, variables.query].map(|text| text.map(escape));
+            let captures: Vec<String> = variables.captures.iter().map(|text| escape(text)).collect();
+            let captures: Vec<&str> = captures.iter().map(String::as_str).collect();
+            let escaped = Variables {
+                host: &host,
+                path: &path,
+                wildcard: wildcard.as_deref(),
+                query: query.as_deref(),
+                captures: &captures,
+                ..*variables
+            };
+            respond.body.render(&escaped, &mut text);
+        }
+    }
+    let mut response = Response::new(Body::from(Bytes::from(text)));
     *response.status_mut() = respond.status;
     response.headers_mut().insert(CONTENT_TYPE, respond.content_type.clone());
     response
+}
+
+/// How text is written within this kind of document, where it cannot stand as it is.
+fn escape_for(content_type: &HeaderValue) -> Option<fn(&str) -> String> {
+    let kind = content_type.to_str().unwrap_or_default().to_ascii_lowercase();
+    if kind.contains("html") || kind.contains("xml") {
+        return Some(|text| {
+            text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+        });
+    }
+    if kind.contains("json") || kind.contains("javascript") {
+        return Some(|text| text.replace('\\', "\\\\").replace('"', "\\\"").replace('<', "\\u003c"));
+    }
+    None
 }
 
 fn redirect(to: &Template, status: StatusCode, variables: &Variables<'_>) -> Result<Response<Body>, Answer> {

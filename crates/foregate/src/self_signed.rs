@@ -66,7 +66,8 @@ pub(crate) fn obtain(
     if let Some(certificate) = kept(&file, &hosts, now) {
         return Ok(SelfSigned { certificate: Arc::new(certificate), hosts, file, fresh: None });
     }
-    let pem = make(&hosts, now).map_err(|reason| SelfSignedError::Make { hosts: hosts.join(", "), reason })?;
+    let pem =
+        make(&hosts, now).map_err(|reason| SelfSignedError::Make { hosts: hosts.join(", "), reason })?;
     let certificate = Certificate::from_pem(pem.as_bytes(), pem.as_bytes())?.self_signed();
     Ok(SelfSigned { certificate: Arc::new(certificate), hosts, file, fresh: Some(pem) })
 }

@@ -25,13 +25,18 @@ impl Standing {
 
     /// Sets an endpoint's state, and says so if it was another.
     pub(crate) fn change(&self, endpoint: &Endpoint, state: State, reason: &dyn Display) {
-        if endpoint.vitals.set_state(state) == state {
+        let before = endpoint.vitals.set_state(state);
+        if before == state {
             return;
         }
         let pool = &*endpoint.pool;
         let backend = self.name(endpoint);
         let address = &endpoint.address;
         match state {
+            // The first verdict confirms what was assumed; a start of a thousand VMs is not a thousand news.
+            State::Up if before == State::Unknown => {
+                tracing::debug!(pool, backend, %address, %reason, "backend is up");
+            }
             State::Up => tracing::info!(pool, backend, %address, %reason, "backend is up"),
             State::Down => tracing::warn!(pool, backend, %address, %reason, "backend is down"),
             State::Unknown => tracing::info!(pool, backend, %address, %reason, "backend counts as usable"),

@@ -15,7 +15,7 @@ use http::{HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, Sleep};
 
 use crate::client::{Outgoing, SendError};
@@ -28,6 +28,11 @@ const MAX_ACTIVE: usize = 100;
 /// What one response may have in flight before its client reads; what all of a connection may have.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// A connection that says nothing for so long while requests wait is asked whether it lives, and given up
+/// when it does not answer; otherwise a VM that was switched off would be waited for.
+const PING_AFTER: Duration = Duration::from_secs(10);
+const PING_WAIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Http2 {
     sender: SendRequest<Upload>,
@@ -76,6 +81,9 @@ impl Http2 {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(64 * 1024)
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_AFTER)
+            .keep_alive_timeout(PING_WAIT)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Failure::because(Kind::Connect, error))?;

@@ -420,10 +420,16 @@ impl Downloader {
     /// The next piece of the body; `None` at a proper end.
     pub async fn data(&mut self) -> Result<Option<Bytes>, Error> {
         let piece = limited(async {
-            match &mut self.side {
-                Down::H1(down) => down.data().await,
-                Down::H2(down) => down.data().await,
-                Down::H3(down) => down.data().await,
+            loop {
+                let piece = match &mut self.side {
+                    Down::H1(down) => down.data().await,
+                    Down::H2(down) => down.data().await,
+                    Down::H3(down) => down.data().await,
+                }?;
+                // An empty frame says nothing, often that it is the last.
+                if piece.as_ref().is_none_or(|p| !p.is_empty()) {
+                    return Ok(piece);
+                }
             }
         })
         .await?;

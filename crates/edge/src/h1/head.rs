@@ -98,7 +98,7 @@ pub(super) fn parse(head: Bytes) -> Result<Head, Refusal> {
     let mut parsed = httparse::Request::new(&mut []);
     let status = httparse::ParserConfig::default()
         .parse_request_with_uninit_headers(&mut parsed, &head, &mut fields)
-        .map_err(unparsable)?;
+        .map_err(|error| unparsable(error, &head))?;
     if status != httparse::Status::Complete(head.len()) {
         return Err(bad("the request head ends in its middle"));
     }
@@ -145,7 +145,7 @@ pub(super) fn parse(head: Bytes) -> Result<Head, Refusal> {
     Ok(Head { request, framing, keep_alive, expects, takes_trailers })
 }
 
-fn unparsable(error: httparse::Error) -> Refusal {
+fn unparsable(error: httparse::Error, head: &[u8]) -> Refusal {
     match error {
         httparse::Error::HeaderName => bad("a field name is not valid"),
         httparse::Error::HeaderValue => bad("a field value is not valid"),
@@ -155,12 +155,22 @@ fn unparsable(error: httparse::Error) -> Refusal {
             status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             reason: "the request head has more than 128 fields",
         },
+        // A blank too many in the line is no version of HTTP.
+        httparse::Error::Version if !names_version(head) => bad("the request line is not valid"),
         httparse::Error::Version => Refusal {
             status: StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             reason: "the HTTP version is not supported; use HTTP/1.1",
         },
         _ => bad("the request head is not valid"),
     }
+}
+
+/// Whether the request line is three words, the last of them HTTP with some version.
+fn names_version(head: &[u8]) -> bool {
+    let line = head.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    let version = words.nth(2).unwrap_or_default();
+    version.starts_with(b"HTTP/") && words.next().is_none()
 }
 
 /// The request target in its four forms (RFC 9112, section 3.2).
@@ -196,21 +206,27 @@ fn framing(headers: &HeaderMap, version: Version) -> Result<Framing, Refusal> {
     if lengths.next().is_some() {
         return Err(bad("Content-Length stands there twice"));
     }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let coding = codings.next();
-    match (coding, length) {
-        (None, None) => Ok(Framing::None),
-        (None, Some(length)) => content_length(length).map(Framing::Length),
-        (Some(_), Some(_)) => Err(bad("Transfer-Encoding and Content-Length stand side by side")),
-        (Some(_), None) if version == Version::HTTP_10 => {
-            Err(bad("HTTP/1.0 does not know Transfer-Encoding"))
+    if !headers.contains_key(TRANSFER_ENCODING) {
+        return length.map_or(Ok(Framing::None), |length| content_length(length).map(Framing::Length));
+    }
+    if length.is_some() {
+        return Err(bad("Transfer-Encoding and Content-Length stand side by side"));
+    }
+    if version == Version::HTTP_10 {
+        return Err(bad("HTTP/1.0 does not know Transfer-Encoding"));
+    }
+    let (mut fields, mut chunked) = (0, 0);
+    for coding in headers.get_all(TRANSFER_ENCODING) {
+        if coding.is_empty() {
+            return Err(bad("Transfer-Encoding is empty"));
         }
-        (Some(_), None) if codings.next().is_some() => Err(bad("Transfer-Encoding stands there twice")),
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
-            Ok(Framing::Chunked(Chunked::default()))
-        }
-        (Some(coding), None) if coding.is_empty() => Err(bad("Transfer-Encoding is empty")),
-        (Some(_), None) => Err(Refusal {
+        fields += 1;
+        chunked += usize::from(coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    }
+    match (fields, chunked) {
+        (1, 1) => Ok(Framing::Chunked(Chunked::default())),
+        (_, all) if all == fields => Err(bad("Transfer-Encoding stands there twice")),
+        _ => Err(Refusal {
             status: StatusCode::NOT_IMPLEMENTED,
             reason: "the only transfer coding understood is chunked",
         }),
@@ -272,7 +288,9 @@ mod tests {
             ("POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n", 501),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+            ("GET /a b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
             ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
         ];
         for (text, status) in cases {

@@ -43,13 +43,13 @@ pub(super) async fn serve(
 
     let protocol = parts.extensions.remove::<h2::ext::Protocol>();
     let connect = parts.method == Method::CONNECT;
+    let extended = protocol.is_some();
+    let websocket = protocol.as_ref().is_some_and(|protocol| protocol.as_str() == "websocket");
     let (body, tunnel) = match protocol {
-        Some(protocol) if connect => {
+        Some(_) if connect && websocket => {
             // RFC 8441: the VM is asked the way HTTP/1.1 asks.
             parts.method = Method::GET;
-            if let Ok(protocol) = HeaderValue::from_str(protocol.as_str()) {
-                parts.extensions.insert(Wish(protocol));
-            }
+            parts.extensions.insert(Wish(HeaderValue::from_static("websocket")));
             if let Ok(key) = HeaderValue::try_from(websocket_key(worker)) {
                 parts.headers.insert(SEC_WEBSOCKET_KEY, key);
             }
@@ -63,7 +63,9 @@ pub(super) async fn serve(
         }
     };
 
-    let response = if connect && tunnel.is_none() {
+    let response = if connect && tunnel.is_none() && extended {
+        Some(Answer::new(StatusCode::NOT_IMPLEMENTED, "The only protocol known here is websocket.").plain())
+    } else if connect && tunnel.is_none() {
         Some(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "This gateway is not a forward proxy.").plain())
     } else {
         let interim = |status: StatusCode, fields: &HeaderMap| {

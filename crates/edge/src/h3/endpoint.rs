@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
+use foregate_routing::TlsVersion;
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Endpoint, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
@@ -24,6 +25,8 @@ const SEND_WINDOW: u64 = 4 * 1024 * 1024;
 const UNI_STREAMS: u32 = 8;
 /// Larger than any IPv4 or IPv6 path of today refuses, smaller than what tunnels eat off 1500.
 const INITIAL_MTU: u16 = 1350;
+/// How long a connection may be silent before it is asked whether it is still there.
+const PING: Duration = Duration::from_secs(15);
 /// Half-open handshakes of a worker beyond which a client must prove its address.
 const HALF_OPEN: usize = 100;
 
@@ -66,6 +69,8 @@ fn transport(settings: &Settings) -> Result<TransportConfig, quinn::VarIntBounds
         .send_fairness(false)
         .initial_mtu(INITIAL_MTU)
         .datagram_receive_buffer_size(None)
+        // A request may take longer than a path may be silent; connections without one are closed by us.
+        .keep_alive_interval(Some(settings.timeouts.keep_alive.map_or(PING, |limit| (limit / 3).min(PING))))
         .max_idle_timeout(idle);
     match settings.http3.congestion {
         Congestion::Cubic => transport.congestion_controller_factory(Arc::new(CubicConfig::default())),
@@ -161,7 +166,9 @@ async fn handshake(
     if let Some(ip) = connection.local_ip() {
         local.set_ip(ip.to_canonical());
     }
-    let floor = foregate_routing::TlsVersion::V1_3;
+    // QUIC has no older version; the floor says which other sites this connection may ask for.
+    let site = sni.as_deref().and_then(|sni| live.routing.host(sni, local.ip()));
+    let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
     let tls = Some(TlsPeer { sni, certificate, floor });
     let peer = Rc::new(Peer { address, local, tls, _permit: permit });
     super::serve(worker, peer, connection).await;

@@ -8,12 +8,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use foregate_exchange::head::{TakesTrailers, strip_trailers};
+use foregate_exchange::head::{self, TakesTrailers, strip_trailers};
 use foregate_exchange::{Body, Failure, Kind};
 use h3::error::{Code, StreamError};
 use h3::quic::SendStream as _;
 use h3::server::RequestStream;
-use http::header::{CONTENT_LENGTH, EXPECT};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::timeout;
@@ -46,22 +46,27 @@ pub(super) async fn reject(resolver: Resolver) {
     }
 }
 
-pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, resolver: Resolver) {
+pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, mut resolver: Resolver) {
     let _running = worker.begin();
     let timeouts = worker.current().settings.timeouts.clone();
-    let resolving = resolver.resolve_request();
-    let resolved = match timeouts.request_head {
-        Some(limit) => timeout(limit, resolving).await,
-        None => Ok(resolving.await),
+    let frame = poll_fn(|cx| resolver.frame_stream.poll_next(cx));
+    let frame = match timeouts.request_head {
+        Some(limit) => timeout(limit, frame).await,
+        None => Ok(frame.await),
+    };
+    let Ok(frame) = frame else {
+        tracing::info!(peer = %peer.address, "reset: a request head took longer than timeouts.request_head");
+        resolver.frame_stream.reset(Code::H3_REQUEST_INCOMPLETE.value());
+        return;
+    };
+    let resolved = match resolver.accept_with_frame(frame) {
+        Ok(resolved) => resolved.resolve().await,
+        Err(error) => Err(error),
     };
     let (request, stream) = match resolved {
-        Ok(Ok(resolved)) => resolved,
-        Ok(Err(error)) => {
+        Ok(resolved) => resolved,
+        Err(error) => {
             tracing::debug!(peer = %peer.address, %error, "HTTP/3 request refused");
-            return;
-        }
-        Err(_) => {
-            tracing::info!(peer = %peer.address, "reset: the request head took longer than timeouts.request_head");
             return;
         }
     };
@@ -73,7 +78,17 @@ pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, resolver: Resolver) 
     parts.headers.remove(EXPECT);
     let head_only = parts.method == Method::HEAD;
 
-    let mut upload = Upload::new(recv, &parts.headers, timeouts.request_body);
+    let length = match check(&parts.headers) {
+        Ok(length) => length,
+        Err(sentence) => {
+            // RFC 9114, section 4.1.2: malformed; an answer is allowed, and says more than a reset.
+            let _unread = Upload::new(recv, None, None);
+            let response = Answer::new(StatusCode::BAD_REQUEST, sentence).plain();
+            _ = answer(&mut send, response, head_only, timeouts.keep_alive).await;
+            return;
+        }
+    };
+    let mut upload = Upload::new(recv, length, timeouts.request_body);
     // The FIN of a request without body may come a packet later; a VM should not see an empty body then.
     let expected = upload.left.is_some_and(|left| left > 0) || carries_content(&parts.method);
     if !expected {
@@ -92,6 +107,28 @@ pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, resolver: Resolver) 
     {
         tracing::debug!(peer = %peer.address, %error, "HTTP/3 stream ended");
         send.stop_stream(Code::H3_INTERNAL_ERROR);
+    }
+}
+
+/// What h3 does not check of a head (RFC 9114, sections 4.1.2 and 4.2): the fields of HTTP/1.1 connections,
+/// and the announced length, which is returned.
+fn check(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
+    let connection = [CONNECTION, TRANSFER_ENCODING, UPGRADE, head::KEEP_ALIVE, head::PROXY_CONNECTION];
+    if connection.iter().any(|name| headers.contains_key(name)) {
+        return Err("The request has a field that HTTP/3 does not allow.");
+    }
+    if headers.get_all(TE).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+        return Err("The request has a TE field that HTTP/3 does not allow.");
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let digits = |value: &HeaderValue| {
+        let text = value.to_str().ok()?;
+        text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+    };
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(None),
+        (Some(length), None) => digits(length).map(Some).ok_or("The Content-Length is not a number."),
+        (Some(_), Some(_)) => Err("The Content-Length stands there twice."),
     }
 }
 
@@ -158,8 +195,7 @@ struct Upload {
 }
 
 impl Upload {
-    fn new(recv: Recv, headers: &HeaderMap, pause: Option<Duration>) -> Upload {
-        let left = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    fn new(recv: Recv, left: Option<u64>, pause: Option<Duration>) -> Upload {
         Upload {
             recv: Some(recv),
             first: None,

@@ -1,6 +1,6 @@
 //! Which certificate every host is shown, and what to do about hosts that have none.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use foregate_routing::HostPattern;
 use super::diagnostic::{Problem, Problems};
 use super::server::Server;
 use super::sites::{SiteDraft, SiteLayer};
-use super::source::{Place, Placed};
+use super::source::Place;
 use super::suggest;
 use super::tls::{CertificateFiles, Tls};
 use crate::self_signed::{self, SelfSigned};
@@ -25,8 +25,14 @@ pub(super) fn compile(
     problems: &Problems,
 ) -> (CertificateStore, Vec<SelfSigned>) {
     let mut gathered = Gathered::default();
+    let mut sound = tls.sound;
     for files in &tls.certificates {
-        gathered.listed.extend(open(files, &mut gathered.opened, problems));
+        if let Some(certificate) = open(files, &mut gathered.opened, problems) {
+            gathered.names.extend(certificate.names().iter().cloned());
+            gathered.listed.push(certificate);
+        } else {
+            sound = false;
+        }
     }
     for (site, layer) in sites {
         gathered.add_site(site, layer, problems);
@@ -35,8 +41,9 @@ pub(super) fn compile(
     if https && tls.self_signed {
         gathered.make_missing(sites, server, problems);
     }
-    let default = gathered.fallback(tls, problems);
-    if https && !tls.self_signed {
+    let default = gathered.fallback(tls, sound, problems);
+    // What a certificate that could not be read would have covered is not to be complained of as well.
+    if https && sound && !tls.self_signed {
         gathered.refuse_missing(sites, default.is_some() || tls.default_certificate.is_some(), problems);
     }
     let Gathered { listed, by_host, made, .. } = gathered;
@@ -47,10 +54,12 @@ pub(super) fn compile(
 struct Gathered {
     /// Of `[[tls.certificates]]`, found by the names in them.
     listed: Vec<Arc<Certificate>>,
+    /// The names in those.
+    names: HashSet<String>,
     /// Of single sites, written there or made for them.
     by_host: Vec<(HostPattern, Arc<Certificate>)>,
-    /// Hosts of sites whose own certificate could not be opened, which was said already.
-    excused: Vec<HostPattern>,
+    /// The hosts of `by_host`, and those whose own certificate could not be opened, which was said already.
+    provided: HashSet<HostPattern>,
     made: Vec<SelfSigned>,
     /// Made for clients that name no host.
     nameless: Option<Arc<Certificate>>,
@@ -62,13 +71,14 @@ type Opened = HashMap<(PathBuf, PathBuf), Option<Arc<Certificate>>>;
 
 fn open(files: &CertificateFiles, opened: &mut Opened, problems: &Problems) -> Option<Arc<Certificate>> {
     let key = (files.cert.value.clone(), files.key.value.clone());
-    let entry = opened.entry(key).or_insert_with(|| match Certificate::load(&files.cert.value, &files.key.value) {
-        Ok(certificate) => Some(Arc::new(certificate)),
-        Err(error) => {
-            problems.push(Problem::error(files.place_of(error.path()), error.to_string()));
-            None
-        }
-    });
+    let entry =
+        opened.entry(key).or_insert_with(|| match Certificate::load(&files.cert.value, &files.key.value) {
+            Ok(certificate) => Some(Arc::new(certificate)),
+            Err(error) => {
+                problems.push(Problem::error(files.place_of(error.path()), error.to_string()));
+                None
+            }
+        });
     entry.clone()
 }
 
@@ -84,12 +94,11 @@ impl Gathered {
         };
         let certificate = files.as_ref().and_then(|files| open(files, &mut self.opened, problems));
         for host in &site.hosts {
-            let Some(certificate) = &certificate else {
-                self.excused.push(host.value.clone());
-                continue;
-            };
-            if !names(certificate, &host.value) {
-                let message = format!("the certificate of the site `{}` does not name {}", site.name.value, host.value);
+            self.provided.insert(host.value.clone());
+            let Some(certificate) = &certificate else { continue };
+            if !is_for(certificate, &host.value) {
+                let message =
+                    format!("the certificate of the site `{}` does not name {}", site.name.value, host.value);
                 let problem = Problem::warning(host.place, message);
                 problems.push(problem.help("clients will refuse it for this host"));
             }
@@ -99,21 +108,32 @@ impl Gathered {
 
     /// Whether a client that asks for this host is shown a certificate meant for it.
     fn covered(&self, host: &HostPattern) -> bool {
-        let own = self.by_host.iter().any(|(known, _)| known == host);
-        own || self.excused.contains(host) || self.listed.iter().any(|certificate| names(certificate, host))
+        if self.provided.contains(host) {
+            return true;
+        }
+        let listed = |name: &str| self.names.contains(name);
+        match host {
+            HostPattern::Exact(name) => {
+                listed(name) || name.split_once('.').is_some_and(|(_, parent)| listed(&format!("*.{parent}")))
+            }
+            HostPattern::Wildcard(parent) => listed(&format!("*.{parent}")),
+            HostPattern::Any => false,
+        }
     }
 
     /// Makes a certificate for each site that lacks one, and one for clients that name no host.
     fn make_missing(&mut self, sites: &[(&SiteDraft, SiteLayer)], server: &Server, problems: &Problems) {
         let folder = server.state_dir.join("self-signed");
         let now = SystemTime::now();
-        let make = |name: &str, hosts: &[String], place: Place| match self_signed::obtain(&folder, name, hosts, now) {
-            Ok(made) => Some(made),
-            Err(error) => {
-                problems.push(Problem::error(place, error.to_string()));
-                None
-            }
-        };
+        let make =
+            |name: &str, hosts: &[String], place: Place| match self_signed::obtain(&folder, name, hosts, now)
+            {
+                Ok(made) => Some(made),
+                Err(error) => {
+                    problems.push(Problem::error(place, error.to_string()));
+                    None
+                }
+            };
         // "*" is left to the one for all; so are addresses, which clients do not send as a name.
         let mut fallback = ["localhost", "*.localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
         let addresses = server.settings.addresses.iter().filter(|address| !address.is_unspecified());
@@ -124,7 +144,9 @@ impl Gathered {
             let Some(first) = lacking.first() else { continue };
             let hosts: Vec<String> = lacking.iter().map(|host| certified(&host.value)).collect();
             fallback.extend(hosts.iter().filter(|host| host.parse::<IpAddr>().is_ok()).cloned());
-            let Some(made) = make(&format!("site-{}", site.name.value), &hosts, first.place) else { continue };
+            let Some(made) = make(&format!("site-{}", site.name.value), &hosts, first.place) else {
+                continue;
+            };
             let certificate = &made.certificate;
             self.by_host.extend(lacking.iter().map(|host| (host.value.clone(), certificate.clone())));
             self.made.push(made);
@@ -136,14 +158,18 @@ impl Gathered {
     }
 
     /// What clients with no or an unknown SNI are shown.
-    fn fallback(&self, tls: &Tls, problems: &Problems) -> Option<Arc<Certificate>> {
+    fn fallback(&self, tls: &Tls, sound: bool, problems: &Problems) -> Option<Arc<Certificate>> {
         let Some(wanted) = &tls.default_certificate else { return self.nameless.clone() };
         let store = CertificateStore::new(self.listed.clone(), self.by_host.clone(), None);
         let host = wanted.value.to_ascii_lowercase();
         if let Some(certificate) = store.find(&host) {
             return Some(certificate.clone());
         }
-        let known: Vec<&str> = self.listed.iter().flat_map(|listed| listed.names()).map(String::as_str).collect();
+        if !sound {
+            return None;
+        }
+        let known: Vec<&str> =
+            self.listed.iter().flat_map(|listed| listed.names()).map(String::as_str).collect();
         let problem = Problem::error(wanted.place, format!("no certificate is for {}", wanted.value));
         problems.push(match suggest::nearest(&host, known.iter().copied()) {
             Some(word) => problem.suggest(Some(word)),
@@ -155,16 +181,14 @@ impl Gathered {
 
     fn refuse_missing(&self, sites: &[(&SiteDraft, SiteLayer)], has_default: bool, problems: &Problems) {
         for (site, _) in sites {
-            let lacking = |host: &&Placed<HostPattern>| {
-                // A client that names no host is shown the default, and for "*" anything may be meant.
-                let by_default = match &host.value {
-                    HostPattern::Any => true,
-                    HostPattern::Exact(name) => name.parse::<IpAddr>().is_ok(),
-                    HostPattern::Wildcard(_) => false,
-                };
-                !self.covered(&host.value) && !(by_default && has_default)
+            // A client that names no host is shown the default, and for "*" anything may be meant.
+            let by_default = |host: &HostPattern| match host {
+                HostPattern::Any => has_default,
+                HostPattern::Exact(name) => has_default && name.parse::<IpAddr>().is_ok(),
+                HostPattern::Wildcard(_) => false,
             };
-            let lacking: Vec<&Placed<HostPattern>> = site.hosts.iter().filter(lacking).collect();
+            let provided = |host: &HostPattern| self.covered(host) || by_default(host);
+            let lacking: Vec<_> = site.hosts.iter().filter(|host| !provided(&host.value)).collect();
             let Some(first) = lacking.first() else { continue };
             let hosts: Vec<String> = lacking.iter().map(|host| host.value.to_string()).collect();
             let message = format!("there is no certificate for {}", hosts.join(", "));
@@ -186,7 +210,7 @@ fn certified(host: &HostPattern) -> String {
 
 /// Whether a certificate was made for this host. A self-signed one of ours stands in for any, but is found
 /// by host only.
-fn names(certificate: &Certificate, host: &HostPattern) -> bool {
+fn is_for(certificate: &Certificate, host: &HostPattern) -> bool {
     match host {
         HostPattern::Exact(name) => certificate.covers(name),
         HostPattern::Wildcard(_) => certificate.names().contains(&host.to_string()),

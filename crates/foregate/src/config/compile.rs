@@ -13,12 +13,13 @@ use foregate_routing::{
 };
 use foregate_upstream::Transport;
 
+use super::actions::{Action, ActionKind, PoolRef};
 use super::certificates;
 use super::diagnostic::{Problem, Problems};
 use super::document::Document;
 use super::inherit::Layer;
 use super::pools::{PoolDraft, PoolLayer};
-use super::routes::{Action, ActionKind, PoolRef, RouteDraft};
+use super::routes::RouteDraft;
 use super::sites::{SiteDraft, SiteLayer};
 use super::source::{Place, Placed};
 use super::suggest;
@@ -32,7 +33,11 @@ pub(super) struct Compiled {
 }
 
 /// Compiles a document. `None` exactly when an error has been noted.
-pub(super) fn compile(document: Document, previous: Option<&Snapshot>, problems: &Problems) -> Option<Compiled> {
+pub(super) fn compile(
+    document: Document,
+    previous: Option<&Snapshot>,
+    problems: &Problems,
+) -> Option<Compiled> {
     let Document { server, tls, site_defaults, pool_defaults, sites, pools } = document;
     let mut assembly = Assembly {
         builder: SnapshotBuilder::new(previous),
@@ -55,7 +60,10 @@ pub(super) fn compile(document: Document, previous: Option<&Snapshot>, problems:
         if hsts.is_some_and(|hsts| hsts.preload_is_vain()) {
             let message = format!("browsers will not preload the site `{}`", site.name.value);
             let problem = Problem::warning(site.name.place, message);
-            problems.push(problem.help("their lists ask for `include_subdomains = true` and `max_age = \"365d\"` or more"));
+            problems
+                .push(problem.help(
+                    "their lists ask for `include_subdomains = true` and `max_age = \"365d\"` or more",
+                ));
         }
         let spec = SiteSpec {
             name: site.name.value.as_str().into(),
@@ -237,9 +245,17 @@ impl Assembly<'_> {
         specs
     }
 
-    fn own_action(&self, site: &SiteDraft, own: Option<&ActionSpec>, route: &RouteDraft) -> Option<ActionSpec> {
+    fn own_action(
+        &self,
+        site: &SiteDraft,
+        own: Option<&ActionSpec>,
+        route: &RouteDraft,
+    ) -> Option<ActionSpec> {
         if site.action.is_none() {
-            let message = format!("this route does nothing, and the site `{}` has no action of its own", site.name.value);
+            let message = format!(
+                "this route does nothing, and the site `{}` has no action of its own",
+                site.name.value
+            );
             let problem = Problem::error(route.place, message);
             self.problems.push(problem.help("give it one of `pool`, `split`, `redirect` and `respond`"));
         }
@@ -248,13 +264,21 @@ impl Assembly<'_> {
 
     /// Refuses routes that can never match, and warns of `when` taken for access control. `own` is the index
     /// of the site's own action.
-    fn check_order(&self, specs: &mut Vec<RouteSpec>, places: &[Place], own: Option<usize>, own_is_used: bool) {
+    fn check_order(
+        &self,
+        specs: &mut Vec<RouteSpec>,
+        places: &[Place],
+        own: Option<usize>,
+        own_is_used: bool,
+    ) {
         let mut shadowed = RouteSpec::shadowed(specs);
         if let Some(own) = own.filter(|own| own_is_used && shadowed.iter().any(|one| one.route == *own)) {
             // Routes without an action of their own use it, so it is not written in vain.
             specs.truncate(own);
             shadowed.retain(|one| one.route != own);
         }
+        // Told per path, and one place is enough.
+        shadowed.dedup_by_key(|one| one.route);
         for one in shadowed {
             let (Some(place), Some(by)) = (places.get(one.route), places.get(one.by)) else { continue };
             let what = match own {
@@ -266,8 +290,11 @@ impl Assembly<'_> {
         }
         for (route, next) in RouteSpec::same_pool_fall_through(specs) {
             let (Some(place), Some(next)) = (places.get(route), places.get(next)) else { continue };
-            let problem = Problem::warning(*place, "clients of other addresses reach the same pool all the same");
-            self.problems.push(problem.other(*next, "by this route").help("`when` chooses among routes; it does not deny"));
+            let problem =
+                Problem::warning(*place, "clients of other addresses reach the same pool all the same");
+            self.problems.push(
+                problem.other(*next, "by this route").help("`when` chooses among routes; it does not deny"),
+            );
         }
     }
 
@@ -283,7 +310,8 @@ impl Assembly<'_> {
 fn check_addresses(layer: &SiteLayer, server: &[IpAddr], problems: &Problems) {
     let Some(addresses) = &layer.addresses else { return };
     for address in &addresses.value {
-        let under = |own: &IpAddr| own == address || (own.is_unspecified() && own.is_ipv4() == address.is_ipv4());
+        let under =
+            |own: &IpAddr| own == address || (own.is_unspecified() && own.is_ipv4() == address.is_ipv4());
         if !server.iter().any(under) {
             let message = format!("{address} is none of the addresses of [server]");
             problems.push(Problem::error(addresses.place, message).help("add it to `server.addresses`"));
@@ -298,7 +326,8 @@ fn refuse_equal_hosts(sites: &[(&SiteDraft, SiteLayer)], problems: &Problems) {
         for host in &site.hosts {
             let others = seen.entry(&host.value).or_default();
             if let Some((_, first)) = others.iter().find(|(other, _)| share_an_address(layer, other)) {
-                let problem = Problem::error(host.place, format!("the host {} belongs to two sites", host.value));
+                let problem =
+                    Problem::error(host.place, format!("the host {} belongs to two sites", host.value));
                 problems.push(problem.other(*first, "here first"));
             }
             others.push((layer, host.place));

@@ -169,11 +169,12 @@ impl<'a> Table<'a> {
     }
 
     fn value(&self, key: &str, node: &'a Spanned<DeValue<'a>>) -> Value<'a> {
-        let key = if key.is_empty() || key.contains(|c: char| !(c.is_ascii_alphanumeric() || "_-".contains(c))) {
-            format!("\"{key}\"")
-        } else {
-            key.to_owned()
-        };
+        let key =
+            if key.is_empty() || key.contains(|c: char| !(c.is_ascii_alphanumeric() || "_-".contains(c))) {
+                format!("\"{key}\"")
+            } else {
+                key.to_owned()
+            };
         let name = if self.name.is_empty() { key } else { format!("{}.{key}", self.name) };
         Value { reading: self.reading, node, name }
     }
@@ -210,7 +211,10 @@ impl<'a> Value<'a> {
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
         };
-        self.problem(Problem::error(self.place(), format!("`{}` must be {expected}, not {found}", self.name)));
+        self.problem(Problem::error(
+            self.place(),
+            format!("`{}` must be {expected}, not {found}", self.name),
+        ));
         None
     }
 
@@ -326,7 +330,8 @@ impl<'a> Value<'a> {
             }
             _ => return self.must_be(expected),
         };
-        let fits = number.filter(|number| (least..=most).contains(number)).and_then(|number| number.try_into().ok());
+        let fits =
+            number.filter(|number| (least..=most).contains(number)).and_then(|number| number.try_into().ok());
         if fits.is_none() {
             let message = format!("`{}` must be {expected}", self.name);
             self.problem(Problem::error(self.place(), message));

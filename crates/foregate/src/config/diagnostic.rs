@@ -54,13 +54,7 @@ impl Problem {
     }
 
     pub(super) fn unreadable(message: impl Into<String>) -> Problem {
-        Problem {
-            severity: Severity::Error,
-            message: message.into(),
-            place: None,
-            other: None,
-            help: None,
-        }
+        Problem { severity: Severity::Error, message: message.into(), place: None, other: None, help: None }
     }
 
     pub(super) fn help(mut self, help: impl Into<String>) -> Problem {
@@ -92,7 +86,8 @@ impl Problem {
             let mut snippet = Snippet::source(source.text.as_str())
                 .path(source.name.as_str())
                 .annotation(AnnotationKind::Primary.span(range));
-            let other = self.other.as_ref().and_then(|(place, label)| Some((visible(*place, sources)?, label)));
+            let other =
+                self.other.as_ref().and_then(|(place, label)| Some((visible(*place, sources)?, label)));
             match other {
                 Some(((elsewhere, range), label)) if elsewhere.index == source.index => {
                     snippet = snippet.annotation(AnnotationKind::Context.span(range).label(label.as_str()));
@@ -177,7 +172,10 @@ impl Problems {
     fn rendered(&self, severity: Severity, sources: &[Source]) -> Vec<String> {
         let mut list = self.list.borrow_mut();
         list.sort_by_key(|problem| problem.place);
-        list.iter().filter(|problem| problem.severity == severity).map(|problem| problem.render(sources)).collect()
+        list.iter()
+            .filter(|problem| problem.severity == severity)
+            .map(|problem| problem.render(sources))
+            .collect()
     }
 }
 

@@ -14,6 +14,7 @@ use super::pools::{self, PoolDraft, PoolLayer};
 use super::server::Server;
 use super::sites::{self, SiteDraft, SiteLayer};
 use super::source::{self, Place, Placed, Source};
+use super::syntax;
 use super::tls::Tls;
 
 #[derive(Debug, Default)]
@@ -37,7 +38,10 @@ pub(super) fn included(main: &Source, problems: &Problems) -> Vec<Source> {
     let paths = match source::matching(&main.folder, &pattern.value) {
         Ok(paths) => paths,
         Err(error) => {
-            problems.push(Problem::error(pattern.place, format!("\"{}\" cannot be listed: {error}", pattern.value)));
+            problems.push(Problem::error(
+                pattern.place,
+                format!("\"{}\" cannot be listed: {error}", pattern.value),
+            ));
             return Vec::new();
         }
     };
@@ -70,11 +74,7 @@ impl Document {
         let mut whole = true;
         for source in sources {
             let (tree, errors) = DeTable::parse_recoverable(&source.text);
-            for error in &errors {
-                if !is_in_repeated_table(source, error, &errors) {
-                    problems.push(syntax(source, tree.get_ref(), error));
-                }
-            }
+            let broken = syntax::report(source, tree.get_ref(), &errors, problems);
             let mark = problems.count();
             let root = Table::whole(Reading { source, problems }, tree.get_ref());
             if source.index == 0 {
@@ -82,9 +82,8 @@ impl Document {
             } else {
                 document.read_included(root);
             }
-            if !errors.is_empty() {
+            if let Some(broken) = broken {
                 whole = false;
-                let broken = BrokenLines::new(source, &errors);
                 problems.retain_since(mark, |place| broken.spares(place));
             }
         }
@@ -122,7 +121,7 @@ impl Document {
 
     fn read_included(&mut self, root: Table<'_>) {
         if let Some(table) = root.table("tls") {
-            self.tls.certificates.extend(Tls::read_included(table));
+            self.tls.read_included(table);
         }
         self.read_names(&root);
         root.misplaced(
@@ -166,95 +165,4 @@ fn unique<T>(list: &mut Vec<T>, kind: &str, name: impl Fn(&T) -> &Placed<String>
 fn is_only_off(value: &Value<'_>, key: &'static str) -> bool {
     let Some(table) = value.is_table().then(|| value.table()).flatten() else { return false };
     table.entries().iter().all(|(name, value)| name.value == key && value.is_word("off"))
-}
-
-fn syntax(source: &Source, tree: &DeTable<'_>, error: &toml::de::Error) -> Problem {
-    let end = source.text.len();
-    let span = error.span().unwrap_or(end..end);
-    let place = source.place(span.clone());
-    let problem = Problem::error(place, error.message());
-    if error.message() != "duplicate key" {
-        return problem;
-    }
-    let key = source.text.get(span.clone()).unwrap_or_default();
-    let problem = Problem::error(place, format!("{key} stands twice"));
-    match first_of(source, tree, span.start, key) {
-        Some(first) => problem.other(first, "here first"),
-        None => problem,
-    }
-}
-
-/// Of a table that stands twice, its keys are reported to stand twice as well: a consequence.
-fn is_in_repeated_table(source: &Source, error: &toml::de::Error, errors: &[toml::de::Error]) -> bool {
-    let Some(span) = error.span().filter(|_| error.message() == "duplicate key") else { return false };
-    let above = source.text.get(..span.start).unwrap_or_default();
-    let header = above.rmatch_indices("\n[").map(|(newline, _)| newline + 1).next();
-    let line = header.map(|header| line_of(source, header));
-    line.is_some_and(|line| {
-        line != line_of(source, span.start)
-            && errors.iter().filter_map(toml::de::Error::span).any(|other| line_of(source, other.start) == line)
-    })
-}
-
-/// The place of the key that a duplicate repeats: the same table header, or the nearest equal key before it.
-fn first_of(source: &Source, tree: &DeTable<'_>, at: usize, key: &str) -> Option<Place> {
-    let line_start = source.text.get(..at)?.rfind('\n').map_or(0, |newline| newline + 1);
-    let before_key = source.text.get(line_start..at)?;
-    if before_key.trim_start().starts_with('[') {
-        let header = format!("{}{key}]", before_key.trim_start());
-        let mut start = 0;
-        for line in source.text.split_inclusive('\n') {
-            if start < line_start && line.trim_start().starts_with(&header) {
-                let key_at = start + line.find(&header)? + before_key.trim_start().len();
-                return Some(source.place(key_at..key_at + key.len()));
-            }
-            start += line.len();
-        }
-        return None;
-    }
-    let mut nearest = None;
-    nearest_key(tree, source, at, key, &mut nearest);
-    nearest
-}
-
-fn nearest_key(tree: &DeTable<'_>, source: &Source, before: usize, key: &str, nearest: &mut Option<Place>) {
-    for (name, value) in tree {
-        let place = source.place(name.span());
-        let written = source.text.get(name.span());
-        if written == Some(key) && place.start < before && nearest.is_none_or(|nearest| nearest < place) {
-            *nearest = Some(place);
-        }
-        each_table(value.get_ref(), &mut |table| nearest_key(table, source, before, key, nearest));
-    }
-}
-
-fn each_table(value: &toml::de::DeValue<'_>, visit: &mut dyn FnMut(&DeTable<'_>)) {
-    match value {
-        toml::de::DeValue::Table(table) => visit(table),
-        toml::de::DeValue::Array(list) => list.iter().for_each(|item| each_table(item.get_ref(), visit)),
-        _ => {}
-    }
-}
-
-/// The lines of a file that are not TOML: what else seems wrong there is a consequence of that.
-struct BrokenLines<'a> {
-    source: &'a Source,
-    lines: Vec<usize>,
-}
-
-impl<'a> BrokenLines<'a> {
-    fn new(source: &'a Source, errors: &[toml::de::Error]) -> BrokenLines<'a> {
-        let lines = errors.iter().filter_map(toml::de::Error::span).flat_map(|span| {
-            line_of(source, span.start)..=line_of(source, span.end)
-        });
-        BrokenLines { source, lines: lines.collect() }
-    }
-
-    fn spares(&self, place: Place) -> bool {
-        place.file != self.source.index || !self.lines.contains(&line_of(self.source, place.start))
-    }
-}
-
-fn line_of(source: &Source, at: usize) -> usize {
-    source.text.bytes().take(at).filter(|byte| *byte == b'\n').count()
 }

@@ -47,7 +47,9 @@ impl HealthLayer {
             table.problem(problem.other(http.place(), "there is this already"));
         }
         let probe = match (http, tcp) {
-            (Some(http), _) => Some(http.table().map_or(ProbeLayer::Unreadable, |t| ProbeLayer::Http(read_http(t)))),
+            (Some(http), _) => {
+                Some(http.table().map_or(ProbeLayer::Unreadable, |t| ProbeLayer::Http(read_http(t))))
+            }
             (None, Some(tcp)) => Some(tcp.table().map_or(ProbeLayer::Unreadable, |table| {
                 table.finish();
                 ProbeLayer::Tcp
@@ -69,16 +71,20 @@ impl HealthLayer {
 
     /// The check after all layers. `place` is the pool's.
     pub(super) fn compile(&self, place: Place, problems: &Problems) -> Option<HealthCheck> {
-        let probe = match &self.probe {
-            Some(ProbeLayer::Http(http)) => http.compile(),
-            Some(ProbeLayer::Tcp) => Probe::Tcp,
-            Some(ProbeLayer::Unreadable) => return None,
-            None => {
-                let problem = Problem::error(place, "the health check of this pool does not say what it probes");
-                problems.push(problem.help("write `health = { http = { path = \"/healthz\" } }` or `health = { tcp = {} }`"));
-                return None;
-            }
-        };
+        let probe =
+            match &self.probe {
+                Some(ProbeLayer::Http(http)) => http.compile(),
+                Some(ProbeLayer::Tcp) => Probe::Tcp,
+                Some(ProbeLayer::Unreadable) => return None,
+                None => {
+                    let problem =
+                        Problem::error(place, "the health check of this pool does not say what it probes");
+                    problems.push(problem.help(
+                        "write `health = { http = { path = \"/healthz\" } }` or `health = { tcp = {} }`",
+                    ));
+                    return None;
+                }
+            };
         Some(HealthCheck {
             probe,
             interval: self.interval.unwrap_or(Duration::from_secs(5)),
@@ -95,11 +101,14 @@ fn read_http(table: Table<'_>) -> HttpLayer {
             if text.starts_with('/') && text.parse::<http::uri::PathAndQuery>().is_ok() {
                 return Ok(text.to_owned());
             }
-            Err(Misfit::new(format!("\"{text}\" is not a path")).help("write it from the first slash: \"/healthz\""))
+            Err(Misfit::new(format!("\"{text}\" is not a path"))
+                .help("write it from the first slash: \"/healthz\""))
         })
     });
     let status = table.read("status", |value| {
-        value.at_least_one(|one| Some(one.parse("a status or a range such as \"200-399\"", value::statuses)?.value))
+        value.at_least_one(|one| {
+            Some(one.parse("a status or a range such as \"200-399\"", value::statuses)?.value)
+        })
     });
     let host = table.read("host", |value| {
         value.parse("a host", |text| match text.is_empty() || text.parse::<http::uri::Authority>().is_ok() {
@@ -119,7 +128,8 @@ fn read_http(table: Table<'_>) -> HttpLayer {
 
 impl HttpLayer {
     fn compile(&self) -> Probe {
-        let unless_empty = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(Box::from);
+        let unless_empty =
+            |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(Box::from);
         Probe::Http {
             path: self.path.as_deref().unwrap_or("/").into(),
             status: self.status.clone().unwrap_or_else(|| vec![200..=399]),

@@ -37,7 +37,8 @@ pub(super) fn read(table: Table<'_>) -> Http3 {
 
 fn advertise(value: &Value<'_>) -> Option<bool> {
     if value.is_word("auto") {
-        let problem = Problem::error(value.place(), format!("`{} = \"auto\"` is not supported yet", value.name()));
+        let problem =
+            Problem::error(value.place(), format!("`{} = \"auto\"` is not supported yet", value.name()));
         value.problem(problem.help("write \"always\", which is what an absent line means, or \"never\""));
         return None;
     }

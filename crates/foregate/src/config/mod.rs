@@ -9,12 +9,13 @@
 //! with five mistakes is answered with five places. For the same reason nothing below returns early on an
 //! error: it is noted in `Problems`, reading goes on, and only a configuration without errors is compiled.
 //!
-//! The modules: `source` (files), `diagnostic` (what is wrong, rendered), `decode` (typed access to the
-//! tree), `value`, `host`, `reference` and `suggest` (small grammars), one per section of the language,
+//! The modules: `source` (files), `syntax` (what is not TOML), `diagnostic` (what is wrong, rendered),
+//! `decode` (typed access to the tree), `value`, `host`, `reference` and `suggest` (small grammars), one per section of the language,
 //! `inherit` (layers), `document` (all sections of all files), and `compile` and `certificates`, which see
 //! the whole. Nothing here listens, probes or publishes; certificates are opened and regular expressions
 //! compiled, so that what `check` accepts is what `run` can start with.
 
+mod actions;
 mod certificates;
 mod compile;
 mod decode;
@@ -33,11 +34,13 @@ mod server;
 mod sites;
 mod source;
 mod suggest;
+mod syntax;
 #[cfg(test)]
 mod tests;
 mod tls;
 mod transport;
 mod value;
+mod when;
 
 use std::path::{Path, PathBuf};
 
@@ -92,8 +95,7 @@ pub(crate) fn load_str(
     base_dir: &Path,
     previous: Option<&Snapshot>,
 ) -> Result<Loaded, Report> {
-    let main =
-        Source { name: name.to_owned(), folder: base_dir.to_owned(), text: text.to_owned(), index: 0 };
+    let main = Source { name: name.to_owned(), folder: base_dir.to_owned(), text: text.to_owned(), index: 0 };
     load_source(main, previous)
 }
 

@@ -27,7 +27,10 @@ pub(super) fn read<'a>(section: &Table<'a>, own: &[&str]) -> Vec<Named<'a>> {
         }
         for (name, value) in &nested {
             let section = section.name();
-            let problem = Problem::error(value.place(), format!("the dots in `{section}.{name}` make it a table in a table"));
+            let problem = Problem::error(
+                value.place(),
+                format!("the dots in `{section}.{name}` make it a table in a table"),
+            );
             value.problem(problem.help(format!("quote the name: [{section}.\"{name}\"]")));
         }
         // Its content is still worth a look, under the name that was meant.

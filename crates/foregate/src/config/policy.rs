@@ -109,7 +109,9 @@ fn read_upstream_host(value: &Value<'_>) -> Option<UpstreamHost> {
     let host = host.filter(|host| !host.as_str().contains('@'));
     let Some(literal) = host.and_then(|host| HeaderValue::from_str(host.as_str()).ok()) else {
         let problem = Problem::error(text.place, format!("\"{}\" is not a host", text.value));
-        value.problem(problem.help("write \"preserve\", \"backend\", or the very name to send, such as \"app.lan\""));
+        value.problem(
+            problem.help("write \"preserve\", \"backend\", or the very name to send, such as \"app.lan\""),
+        );
         return None;
     };
     Some(UpstreamHost::Literal(literal))
@@ -168,7 +170,9 @@ fn owned_by_the_gateway(name: &HeaderName, side: Side) -> Option<&'static str> {
     match (name.as_str(), side) {
         ("host", Side::Request) => Some("write `upstream_host = \"...\"` to change what the VM is asked for"),
         ("content-length" | "transfer-encoding" | "trailer", _) => Some(FRAMING),
-        ("connection" | "keep-alive" | "proxy-connection" | "te" | "upgrade" | "http2-settings", _) => Some(HOP),
+        ("connection" | "keep-alive" | "proxy-connection" | "te" | "upgrade" | "http2-settings", _) => {
+            Some(HOP)
+        }
         ("alt-svc", Side::Response) => {
             Some("the section [http3] says what is advertised, and `http3 = false` takes a site out")
         }

@@ -10,14 +10,15 @@ use super::diagnostic::{Problem, Problems};
 use super::health::HealthLayer;
 use super::inherit::{Layer, Said};
 use super::names::Named;
-use super::routes::{cookie_name, header_name};
 use super::source::{Place, Placed};
 use super::transport::{PoolTlsLayer, TimeoutsLayer};
 use super::value::{self, Location, Misfit};
+use super::when::{cookie_name, header_name};
 
 /// Keys of a pool that may hold tables.
 pub(super) const TABLES: [&str; 11] = [
-    "sticky", "tls", "timeouts", "health", "agent", "outlier", "retry", "queue", "wake", "discover", "backends",
+    "sticky", "tls", "timeouts", "health", "agent", "outlier", "retry", "queue", "wake", "discover",
+    "backends",
 ];
 
 /// One pool, named or inline.
@@ -67,7 +68,10 @@ impl PoolLayer {
         let layer = PoolLayer {
             balance: table.read("balance", |value| value.one_of(&balancers)),
             hash_on: table.read("hash_on", |value| {
-                value.parse("\"client_ip\", \"header:NAME\", \"cookie:NAME\", \"query:NAME\" or \"path\"", hash_on)
+                value.parse(
+                    "\"client_ip\", \"header:NAME\", \"cookie:NAME\", \"query:NAME\" or \"path\"",
+                    hash_on,
+                )
             }),
             sticky: table.said("sticky", read_sticky),
             protocol: table.read("protocol", read_protocol),
@@ -87,7 +91,8 @@ impl PoolDraft {
     pub(super) fn read(named: Named<'_>) -> PoolDraft {
         let Named { name, table } = named;
         if name.value.is_empty() || value::looks_like_location(&name.value) {
-            let problem = Problem::error(name.place, format!("\"{}\" cannot be the name of a pool", name.value));
+            let problem =
+                Problem::error(name.place, format!("\"{}\" cannot be the name of a pool", name.value));
             table.problem(problem.help("where pools are named, a text with `:` or `/` is an address"));
         }
         let layer = PoolLayer::read(&table);
@@ -98,7 +103,11 @@ impl PoolDraft {
     }
 
     /// The pool of an address or a list of addresses written where a pool is named.
-    pub(super) fn inline(name: Placed<String>, locations: Vec<Placed<Location>>, problems: &Problems) -> PoolDraft {
+    pub(super) fn inline(
+        name: Placed<String>,
+        locations: Vec<Placed<Location>>,
+        problems: &Problems,
+    ) -> PoolDraft {
         let mut backends: Vec<Backend> = Vec::new();
         for location in locations {
             let backend = Backend { location, name: None, weight: 1, tier: 0 };
@@ -113,25 +122,36 @@ impl PoolDraft {
     pub(super) fn compile(&self, layer: &PoolLayer, problems: &Problems) -> PoolSpec {
         let balance = layer.balance.unwrap_or_default();
         if let Some(hash_on) = self.layer.hash_on.as_ref().filter(|_| balance != Balance::Hash) {
-            let problem = Problem::warning(hash_on.place, "`hash_on` has no effect without `balance = \"hash\"`");
+            let problem =
+                Problem::warning(hash_on.place, "`hash_on` has no effect without `balance = \"hash\"`");
             problems.push(problem);
         }
         if let Some(first) = self.backends.first()
             && self.backends.iter().all(|backend| backend.weight == 0)
         {
-            let message = format!("every backend of the pool `{}` has weight 0: it takes no new work", self.name.value);
+            let message =
+                format!("every backend of the pool `{}` has weight 0: it takes no new work", self.name.value);
             problems.push(Problem::warning(first.location.place, message));
         }
         let members = self.backends.iter().map(|backend| {
             let address = backend.location.value.address.clone();
-            MemberSpec { name: backend.shown_name().into(), address, weight: backend.weight, tier: backend.tier }
+            MemberSpec {
+                name: backend.shown_name().into(),
+                address,
+                weight: backend.weight,
+                tier: backend.tier,
+            }
         });
         PoolSpec {
             name: self.name.value.as_str().into(),
             balance,
             hash_on: layer.hash_on.as_ref().map(|hash_on| hash_on.value.clone()).unwrap_or_default(),
             sticky: layer.sticky.clone().value().map(StickyLayer::compile),
-            health: layer.health.as_ref().value().and_then(|health| health.compile(self.name.place, problems)),
+            health: layer
+                .health
+                .as_ref()
+                .value()
+                .and_then(|health| health.compile(self.name.place, problems)),
             members: members.collect(),
         }
     }
@@ -198,12 +218,18 @@ fn read_backend(value: &Value<'_>) -> Option<Backend> {
 fn is_new(backend: &Backend, others: &[Backend], problems: &Problems) -> bool {
     let (address, name) = (backend.address(), backend.shown_name());
     if let Some(first) = others.iter().find(|other| other.address() == address) {
-        let problem = Problem::error(backend.location.place, format!("the backend {address} stands twice in this pool"));
-        problems.push(problem.other(first.location.place, "here first").help("`weight` gives a VM more of the work"));
+        let problem = Problem::error(
+            backend.location.place,
+            format!("the backend {address} stands twice in this pool"),
+        );
+        problems.push(
+            problem.other(first.location.place, "here first").help("`weight` gives a VM more of the work"),
+        );
         return false;
     }
     if let Some(first) = others.iter().find(|other| other.shown_name() == name) {
-        let problem = Problem::error(backend.name_place(), format!("two backends of this pool are named `{name}`"));
+        let problem =
+            Problem::error(backend.name_place(), format!("two backends of this pool are named `{name}`"));
         problems.push(problem.other(first.name_place(), "the first one"));
         return false;
     }
@@ -237,8 +263,10 @@ fn read_sticky(value: &Value<'_>) -> Option<StickyLayer> {
     let cookie = table.read("cookie", |value| {
         value.parse("the name of a cookie", |text| cookie_name(text).map(str::to_owned))
     });
-    let layer =
-        StickyLayer { cookie: cookie.map(|cookie| cookie.value), max_age: table.said("max_age", Value::duration) };
+    let layer = StickyLayer {
+        cookie: cookie.map(|cookie| cookie.value),
+        max_age: table.said("max_age", Value::duration),
+    };
     table.finish();
     Some(layer)
 }

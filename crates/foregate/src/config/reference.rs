@@ -24,7 +24,11 @@ pub(super) struct Unresolved {
 }
 
 /// The text with every reference replaced by what it names.
-pub(super) fn resolve<'t>(text: &'t str, source: &Source, braces: Braces) -> Result<Cow<'t, str>, Unresolved> {
+pub(super) fn resolve<'t>(
+    text: &'t str,
+    source: &Source,
+    braces: Braces,
+) -> Result<Cow<'t, str>, Unresolved> {
     if !text.contains("{env.") && !text.contains("{file.") {
         return Ok(Cow::Borrowed(text));
     }
@@ -34,7 +38,8 @@ pub(super) fn resolve<'t>(text: &'t str, source: &Source, braces: Braces) -> Res
         let (before, from) = rest.split_at(at);
         out.push_str(before);
         if let Some(escaped) = from.strip_prefix('{').filter(|inner| inner.starts_with('{')) {
-            rest = match escaped.split_once("}}").filter(|_| braces == Braces::Text && is_reference(escaped)) {
+            rest = match escaped.split_once("}}").filter(|_| braces == Braces::Text && is_reference(escaped))
+            {
                 Some((inner, tail)) => {
                     out.push_str(inner);
                     out.push('}');

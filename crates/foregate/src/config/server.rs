@@ -107,7 +107,10 @@ fn read_ports(table: &Table<'_>, settings: &mut Settings) {
     settings.http = read("http", &settings.http);
     settings.https = read("https", &settings.https);
     for (key, ports) in [("http", &settings.http), ("https", &settings.https)] {
-        let twice = ports.iter().enumerate().find(|(index, port)| **port != 0 && ports.iter().take(*index).any(|p| p == *port));
+        let twice = ports
+            .iter()
+            .enumerate()
+            .find(|(index, port)| **port != 0 && ports.iter().take(*index).any(|p| p == *port));
         if let Some((_, port)) = twice {
             table.problem(Problem::error(table.key_place(key), format!("the port {port} stands twice")));
         }
@@ -144,7 +147,8 @@ fn read_limits(table: Table<'_>, limits: &mut Limits) -> Option<u64> {
         }
         _ => None,
     };
-    let per_ip = |value: &Value<'_>| value.number(1, i128::from(u32::MAX), "\"off\" or a number from 1 upwards");
+    let per_ip =
+        |value: &Value<'_>| value.number(1, i128::from(u32::MAX), "\"off\" or a number from 1 upwards");
     limits.connections_per_ip = table.said("connections_per_ip", per_ip).value();
     if let Some(streams) =
         table.read("streams_per_connection", |value| value.number(1, i128::from(u32::MAX), COUNT))

@@ -7,13 +7,14 @@ use std::time::Duration;
 use foregate_routing::{HostPattern, TlsVersion};
 use http::HeaderValue;
 
+use super::actions::Action;
 use super::decode::{Table, Value};
 use super::diagnostic::Problem;
 use super::host;
 use super::inherit::{Layer, Said};
 use super::names::Named;
 use super::policy::PolicyLayer;
-use super::routes::{Action, RouteDraft};
+use super::routes::RouteDraft;
 use super::server;
 use super::source::Placed;
 use super::tls;
@@ -72,9 +73,8 @@ impl SiteLayer {
 
     fn read(table: &Table<'_>) -> SiteLayer {
         let layer = SiteLayer {
-            addresses: table.read("addresses", |value| {
-                Some(Placed::new(server::addresses(value)?, value.place()))
-            }),
+            addresses: table
+                .read("addresses", |value| Some(Placed::new(server::addresses(value)?, value.place()))),
             hsts: table.said("hsts", read_hsts),
             http3: table.read("http3", Value::bool),
             redirect_to_https: table.read("redirect_to_https", Value::bool),
@@ -96,10 +96,13 @@ impl SiteDraft {
         let action = Action::read(&table, None);
         let routes = table.get("routes").map(|value| value.each(RouteDraft::read)).unwrap_or_default();
         table.never_yet(&["passthrough"]);
-        let idle = action.is_none() && routes.is_empty();
-        if idle && table.get("routes").is_none() && table.get("passthrough").is_none() {
+        let says_more = table.get("passthrough").is_some()
+            || table.get("routes").is_some_and(|routes| !routes.is_empty_list());
+        if action.is_none() && !says_more {
             let problem = Problem::error(table.place(), format!("the site `{}` does nothing", name.value));
-            table.problem(problem.help("give it one of `pool`, `split`, `redirect` and `respond`, or `routes`"));
+            table.problem(
+                problem.help("give it one of `pool`, `split`, `redirect` and `respond`, or `routes`"),
+            );
         }
         table.finish();
         SiteDraft { name, hosts, layer, action, routes }

@@ -83,7 +83,9 @@ pub(super) fn matching(folder: &Path, pattern: &str) -> io::Result<Vec<PathBuf>>
             }
             names.sort();
             let fits = |name: &str| !name.starts_with('.') && glob(part.as_bytes(), name.as_bytes());
-            next.extend(names.iter().filter(|name| name.to_str().is_some_and(fits)).map(|name| path.join(name)));
+            next.extend(
+                names.iter().filter(|name| name.to_str().is_some_and(fits)).map(|name| path.join(name)),
+            );
         }
         found = next;
     }
@@ -99,7 +101,9 @@ pub(super) fn is_pattern(text: &str) -> bool {
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match pattern.split_first() {
         None => text.is_empty(),
-        Some((b'*', rest)) => (0..=text.len()).any(|skip| text.get(skip..).is_some_and(|tail| glob(rest, tail))),
+        Some((b'*', rest)) => {
+            (0..=text.len()).any(|skip| text.get(skip..).is_some_and(|tail| glob(rest, tail)))
+        }
         Some((wanted, rest)) => text
             .split_first()
             .is_some_and(|(byte, tail)| (wanted == byte || *wanted == b'?') && glob(rest, tail)),

@@ -16,6 +16,8 @@ pub(super) struct Tls {
     /// A host whose certificate clients with no or an unknown SNI are shown.
     pub(super) default_certificate: Option<Placed<String>>,
     pub(super) certificates: Vec<CertificateFiles>,
+    /// Whether all of it could be read: else a host may lack its certificate only because of that.
+    pub(super) sound: bool,
 }
 
 impl Default for Tls {
@@ -25,6 +27,7 @@ impl Default for Tls {
             self_signed: false,
             default_certificate: None,
             certificates: Vec::new(),
+            sound: true,
         }
     }
 }
@@ -46,6 +49,7 @@ impl CertificateFiles {
 impl Tls {
     pub(super) fn read(table: Table<'_>) -> Tls {
         let mut tls = Tls::default();
+        let (problems, mark) = (table.problems(), table.problems().count());
         if let Some(version) = table.read("min_version", min_version) {
             tls.min_version = version;
         }
@@ -56,18 +60,20 @@ impl Tls {
         tls.certificates = read_certificates(&table);
         table.never_yet(&["acme"]);
         table.finish();
+        tls.sound = problems.count() == mark;
         tls
     }
 
-    /// The part of `[tls]` that an included file may hold.
-    pub(super) fn read_included(table: Table<'_>) -> Vec<CertificateFiles> {
-        let certificates = read_certificates(&table);
+    /// Adds the part of `[tls]` that an included file may hold.
+    pub(super) fn read_included(&mut self, table: Table<'_>) {
+        let (problems, mark) = (table.problems(), table.problems().count());
+        self.certificates.extend(read_certificates(&table));
         table.misplaced(
             &["min_version", "self_signed", "default_certificate", "acme"],
             "an included file holds only `certificates` of [tls]; this belongs into the main file",
         );
         table.finish();
-        certificates
+        self.sound &= problems.count() == mark;
     }
 }
 

@@ -166,7 +166,9 @@ fn protocol(
             if let Some(word) = word.filter(|word| own_word && !fits(scheme.value, word.value)) {
                 let message = format!("this protocol is not spoken over `{}`", scheme.value);
                 let problem = Problem::error(word.place, message).other(scheme.place, "by this address");
-                problems.push(problem.help("\"h2\" and \"auto\" need `https://`, \"h2c\" needs `h2c://`; or leave the scheme out"));
+                problems.push(problem.help(
+                    "\"h2\" and \"auto\" need `https://`, \"h2c\" needs `h2c://`; or leave the scheme out",
+                ));
                 return None;
             }
             let word = word.map(|word| word.value).filter(|protocol| fits(scheme.value, *protocol));
@@ -201,7 +203,10 @@ fn tls_spec(pool: &PoolDraft, layer: &PoolLayer, problems: &Problems) -> Option<
     if let Some(verify) = tls.verify.as_ref().filter(|verify| !verify.value) {
         let message = format!("the certificates of the pool `{}` are not verified", pool.name.value);
         let problem = Problem::warning(verify.place, message);
-        problems.push(problem.help("anyone on the way can answer for its VMs; `ca = \"...\"` trusts a private authority"));
+        problems.push(
+            problem
+                .help("anyone on the way can answer for its VMs; `ca = \"...\"` trusts a private authority"),
+        );
     }
     let socket = pool.backends.iter().find(|backend| matches!(backend.address(), Address::Unix(_)));
     if let (Some(socket), None) = (socket, &tls.server_name) {

@@ -33,7 +33,8 @@ impl Misfit {
 
 /// A whole number of one unit: "250ms", "5s", "3m", "24h", "365d".
 pub(super) fn duration(text: &str) -> Result<Duration, Misfit> {
-    const SHAPE: &str = "a duration is a whole number and a unit: \"250ms\", \"5s\", \"3m\", \"24h\", \"365d\"";
+    const SHAPE: &str =
+        "a duration is a whole number and a unit: \"250ms\", \"5s\", \"3m\", \"24h\", \"365d\"";
     let (number, unit) = number_and_unit(text).ok_or_else(|| misshapen(text, "a duration", SHAPE))?;
     let seconds = match unit {
         "ms" => return Ok(Duration::from_millis(number)),
@@ -87,13 +88,21 @@ pub(super) fn network(text: &str) -> Result<IpNet, Misfit> {
         return Ok(IpNet::from(address));
     }
     let network: IpNet = text.parse().map_err(|_| {
-        misshapen(text, "an address or network", "write \"10.0.0.1\", \"10.0.0.0/8\", \"fd00::1\" or \"fd00::/8\"")
+        misshapen(
+            text,
+            "an address or network",
+            "write \"10.0.0.1\", \"10.0.0.0/8\", \"fd00::1\" or \"fd00::/8\"",
+        )
     })?;
     if network.addr() == network.network() {
         return Ok(network);
     }
     // Either reading is plausible, and where the list says whom to trust a wrong guess is a hole.
-    let help = format!("write \"{}\" for the network or \"{}\" for the one address", network.trunc(), network.addr());
+    let help = format!(
+        "write \"{}\" for the network or \"{}\" for the one address",
+        network.trunc(),
+        network.addr()
+    );
     Err(Misfit::new(format!("\"{text}\" has bits set beyond its prefix")).help(help))
 }
 
@@ -135,8 +144,7 @@ pub(super) struct Location {
     pub(super) address: Address,
 }
 
-const ADDRESS_SHAPE: &str =
-    "write \"host:port\", \"http://host:port\", \"https://host:port\", \"h2c://host:port\" or \"unix:/run/app.sock\"";
+const ADDRESS_SHAPE: &str = "write \"host:port\", \"http://host:port\", \"https://host:port\", \"h2c://host:port\" or \"unix:/run/app.sock\"";
 
 /// Whether a text that may be the name of a pool is meant as an address.
 pub(super) fn looks_like_location(text: &str) -> bool {
@@ -149,9 +157,8 @@ pub(super) fn location(text: &str) -> Result<Location, Misfit> {
         // `unix:///run/x` is how URLs write it.
         let path = path.strip_prefix("//").unwrap_or(path);
         if !path.starts_with('/') {
-            return Err(Misfit::new(format!("\"{text}\" names no socket")).help(
-                "write the socket's whole path: \"unix:/run/app.sock\"",
-            ));
+            return Err(Misfit::new(format!("\"{text}\" names no socket"))
+                .help("write the socket's whole path: \"unix:/run/app.sock\""));
         }
         return Ok(Location { scheme: None, address: Address::Unix(PathBuf::from(path)) });
     }
@@ -214,7 +221,8 @@ fn endpoint(text: &str, authority: &str, default_port: Option<u16>) -> Result<Ad
 }
 
 fn no_port(text: &str) -> Misfit {
-    Misfit::new(format!("\"{text}\" has no port")).help(format!("write \"{text}:80\" or whichever port the VM serves"))
+    Misfit::new(format!("\"{text}\" has no port"))
+        .help(format!("write \"{text}:80\" or whichever port the VM serves"))
 }
 
 #[cfg(test)]

@@ -79,7 +79,8 @@ pub enum Action {
 pub struct Respond {
     pub status: StatusCode,
     pub content_type: HeaderValue,
-    pub body: bytes::Bytes,
+    /// Rendered for each request; variables come from the client and need escaping in HTML and JSON.
+    pub body: Template,
 }
 
 /// What becomes of the path and query on their way to the VM.
@@ -306,7 +307,7 @@ mod tests {
         let respond = Respond {
             status: StatusCode::OK,
             content_type: HeaderValue::from_static("text/plain"),
-            body: Default::default(),
+            body: Template::literal(""),
         };
         let spec = RouteSpec {
             name: "r".into(),

@@ -228,13 +228,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{ActionSpec, Condition, Policy, Respond, Rewrite, TextMatch, When, normalise_path};
+    use crate::{ActionSpec, Condition, Policy, Respond, Rewrite, Template, TextMatch, When, normalise_path};
 
     fn route(name: &str, paths: &[&str], when: When) -> RouteSpec {
         let respond = Respond {
             status: StatusCode::OK,
             content_type: HeaderValue::from_static("text/plain"),
-            body: Default::default(),
+            body: Template::literal(""),
         };
         RouteSpec {
             name: name.into(),
