@@ -150,10 +150,15 @@ impl Builder {
         for (key, value) in &self.server {
             writeln!(text, "{key} = {value}").unwrap();
         }
-        let port = |on: bool, port: u16| if on { port.to_string() } else { "\"off\"".to_owned() };
-        writeln!(text, "http = {}", port(self.http, http)).unwrap();
-        writeln!(text, "https = {}", port(self.https, https)).unwrap();
-        writeln!(text, "state_dir = {:?}", folder.join("state").display().to_string()).unwrap();
+        for (key, on, port) in [("http", self.http, http), ("https", self.https, https)] {
+            if self.server.iter().all(|(k, _)| k != key) {
+                let port = if on { port.to_string() } else { "\"off\"".to_owned() };
+                writeln!(text, "{key} = {port}").unwrap();
+            }
+        }
+        if self.server.iter().all(|(k, _)| k != "state_dir") {
+            writeln!(text, "state_dir = {:?}", folder.join("state").display().to_string()).unwrap();
+        }
         if self.https {
             writeln!(text, "[tls]\n{}", self.tls).unwrap();
             let names = [self.names.clone()];

@@ -196,7 +196,8 @@ fn rises(gw: &Gateway, address: &str) -> Vec<String> {
 async fn a_change_is_logged_once_with_its_reason() {
     let a = Vm::start("a").await;
     let address = a.origin.address();
-    let gw = start(&format!("http = {{ path = \"/healthz\" }}, {OFTEN}"), &[address.clone()]).await;
+    let gw =
+        start(&format!("http = {{ path = \"/healthz\" }}, {OFTEN}"), std::slice::from_ref(&address)).await;
     a.more_probes(5).await;
     // From not known to well is a change or none, as one likes, but only once.
     let first = rises(&gw, &address).len();

@@ -278,7 +278,7 @@ async fn both_directions_at_once() {
 #[tokio::test]
 async fn a_vm_that_dies_is_an_error_and_no_clean_end() {
     for length in [None, Some(1000)] {
-        for (vm, gw) in both_kinds(|| {
+        for (_vm, gw) in both_kinds(|| {
             origin().on("/", move |call| {
                 Box::pin(async move {
                     call.start(200, &Fields::new(), length).await;

@@ -219,9 +219,8 @@ fn read_respond(value: &Value<'_>, paths: Option<&[Placed<PathPattern>]>) -> Opt
     });
     table.finish();
     let (status, body) = (status?, body?);
-    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED | StatusCode::RESET_CONTENT)
-        && body.as_literal() != Some("")
-    {
+    let bodiless = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED];
+    if bodiless.contains(&status) && body.as_literal() != Some("") {
         value.problem(Problem::error(value.place(), format!("an answer {} has no body", status.as_u16())));
         return None;
     }

@@ -63,8 +63,8 @@ pub(crate) struct Loaded {
     pub(crate) state_dir: PathBuf,
     /// Rendered like errors, each to be printed as it is.
     pub(crate) warnings: Vec<String>,
-    /// The certificates made because of `tls.self_signed`. Loading writes nothing: who serves them calls
-    /// [`SelfSigned::keep`] on each, so that a restart presents the same ones.
+    /// The certificates made because of `tls.self_signed`. Loading writes nothing, since anybody may run
+    /// `check`: who serves them calls [`SelfSigned::keep`] on each, so that a restart presents the same ones.
     pub(crate) self_signed: Vec<SelfSigned>,
 }
 

@@ -1,0 +1,161 @@
+//! A small HTTP/3 load generator: so many connections, so many requests at a time on each, for so long.
+//!
+//! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds]` prints
+//! `REQUESTS requests, FAILED failed, SECONDS s`. It trusts any certificate: it measures, it does not browse.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its purpose")]
+
+use std::net::ToSocketAddrs;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Buf;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Default)]
+struct Count {
+    done: AtomicU64,
+    failed: AtomicU64,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let Some(url) = words.next() else {
+        eprintln!("usage: h3load URL [connections] [streams] [seconds]");
+        return ExitCode::from(2);
+    };
+    let mut number = |default: u64| words.next().and_then(|word| word.parse().ok()).unwrap_or(default);
+    let (connections, streams, seconds) = (number(64), number(10), number(5));
+    match run(&url, connections, streams, Duration::from_secs(seconds)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("h3load: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(url: &str, connections: u64, streams: u64, time: Duration) -> Result<(), Failure> {
+    let uri: http::Uri = url.parse()?;
+    let host = uri.host().ok_or("the address has no host")?.to_owned();
+    let port = uri.port_u16().unwrap_or(443);
+    let address = (host.as_str(), port).to_socket_addrs()?.next().ok_or("the host has no address")?;
+    let endpoint = quinn::Endpoint::client("0.0.0.0:0".parse()?)?;
+    let config = client_config()?;
+    let name = if host.parse::<std::net::IpAddr>().is_ok() { "localhost".to_owned() } else { host };
+
+    let count = Arc::new(Count::default());
+    let mut tasks = tokio::task::JoinSet::new();
+    let begun = Instant::now();
+    for _ in 0..connections {
+        let connecting = endpoint.connect_with(config.clone(), address, &name)?;
+        tasks.spawn(connection(connecting, uri.clone(), streams, begun + time, count.clone()));
+    }
+    while let Some(result) = tasks.join_next().await {
+        if let Err(error) = result? {
+            count.failed.fetch_add(1, Ordering::Relaxed);
+            eprintln!("h3load: {error}");
+        }
+    }
+    let (done, failed) = (count.done.load(Ordering::Relaxed), count.failed.load(Ordering::Relaxed));
+    println!("{done} requests, {failed} failed, {:.3} s", begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+async fn connection(
+    connecting: quinn::Connecting,
+    uri: http::Uri,
+    streams: u64,
+    until: Instant,
+    count: Arc<Count>,
+) -> Result<(), Failure> {
+    let connection = h3_quinn::Connection::new(connecting.await?);
+    let (mut driver, sender) = h3::client::new(connection).await?;
+    let driving = tokio::spawn(async move { driver.wait_idle().await });
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..streams {
+        let (mut sender, uri, count) = (sender.clone(), uri.clone(), count.clone());
+        tasks.spawn(async move {
+            while Instant::now() < until {
+                match exchange(&mut sender, &uri).await {
+                    Ok(()) => count.done.fetch_add(1, Ordering::Relaxed),
+                    Err(_) => count.failed.fetch_add(1, Ordering::Relaxed),
+                };
+            }
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+    drop(sender);
+    driving.abort();
+    Ok(())
+}
+
+async fn exchange(
+    sender: &mut h3::client::SendRequest<h3_quinn::OpenStreams, bytes::Bytes>,
+    uri: &http::Uri,
+) -> Result<(), Failure> {
+    let request = http::Request::get(uri.clone()).body(())?;
+    let mut stream = sender.send_request(request).await?;
+    stream.finish().await?;
+    let response = stream.recv_response().await?;
+    while let Some(mut data) = stream.recv_data().await? {
+        data.advance(data.remaining());
+    }
+    if response.status().is_success() { Ok(()) } else { Err(response.status().to_string().into()) }
+}
+
+fn client_config() -> Result<quinn::ClientConfig, Failure> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h3".to_vec()];
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
+    Ok(quinn::ClientConfig::new(Arc::new(crypto)))
+}
+
+#[derive(Debug)]
+struct AcceptAny(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AcceptAny {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &rustls::pki_types::CertificateDer<'_>,
+        _intermediates: &[rustls::pki_types::CertificateDer<'_>],
+        _server_name: &rustls::pki_types::ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: rustls::pki_types::UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &rustls::pki_types::CertificateDer<'_>,
+        _signature: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("QUIC has TLS 1.3 only".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &rustls::pki_types::CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
