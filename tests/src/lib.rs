@@ -23,6 +23,7 @@
 mod certs;
 mod client;
 mod fields;
+pub mod foreign;
 mod gateway;
 mod origin;
 mod pattern;

@@ -209,14 +209,20 @@ async fn accept_tcp(worker: Rc<Worker>, listener: TcpListener, secure: bool) {
     }
 }
 
-fn admit(worker: &Rc<Worker>, (stream, address): (tokio::net::TcpStream, std::net::SocketAddr), secure: bool) {
+fn admit(
+    worker: &Rc<Worker>,
+    (stream, address): (tokio::net::TcpStream, std::net::SocketAddr),
+    secure: bool,
+) {
     let address = canonical(address);
     match worker.connections.admit(address.ip()) {
         Ok(permit) => {
             let worker = worker.clone();
             tokio::task::spawn_local(accept::serve(worker, stream, address, permit, secure));
         }
-        Err(Full::Process) => tracing::warn!(peer = %address, "connection refused: limits.connections reached"),
+        Err(Full::Process) => {
+            tracing::warn!(peer = %address, "connection refused: limits.connections reached")
+        }
         Err(Full::Client) => {
             tracing::debug!(peer = %address, "connection refused: limits.connections_per_ip reached");
         }
@@ -226,7 +232,8 @@ fn admit(worker: &Rc<Worker>, (stream, address): (tokio::net::TcpStream, std::ne
 /// `accept` fails for reasons of one connection, or because files or memory are short; then it would fail
 /// again at once.
 async fn refused(error: &io::Error) {
-    let of_one = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
+    let of_one =
+        [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
     if !of_one.contains(&error.kind()) {
         tracing::error!(%error, "a connection cannot be accepted; raise the open-file limit if this goes on");
         tokio::time::sleep(Duration::from_millis(50)).await;

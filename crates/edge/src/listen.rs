@@ -158,7 +158,13 @@ fn reserve(
     alone.map_err(|error| BindError { what, address, error })
 }
 
-fn open(address: SocketAddr, place: Place, kind: Type, protocol: Protocol, share: bool) -> io::Result<Socket> {
+fn open(
+    address: SocketAddr,
+    place: Place,
+    kind: Type,
+    protocol: Protocol,
+    share: bool,
+) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     if address.is_ipv6() {
         socket.set_only_v6(!place.dual)?;

@@ -55,7 +55,10 @@ pub(crate) async fn serve(
     };
     if parts.method == Method::TRACE {
         // It would show a script the fields its browser hides from it (RFC 9110, section 17.10).
-        return dated(refuse(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "This gateway does not answer TRACE.")));
+        return dated(refuse(Answer::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "This gateway does not answer TRACE.",
+        )));
     }
     let HostMatch { site, wildcard } = match find_site(&live, peer, &host, parts.version) {
         Ok(found) => found,
@@ -84,7 +87,9 @@ pub(crate) async fn serve(
     }
     let matched = match site.route(&view) {
         Ok(matched) => matched,
-        Err(reason) => return decorated(refuse(not_matched(reason)), &live, peer, version, site, None, &variables),
+        Err(reason) => {
+            return decorated(refuse(not_matched(reason)), &live, peer, version, site, None, &variables);
+        }
     };
     let captures = matched.captures(&normal);
     variables.captures = captures.as_slice();
@@ -148,8 +153,9 @@ fn authority(parts: &Parts, peer: &Peer) -> Result<HeaderValue, Answer> {
     let refused = |sentence| Answer::new(StatusCode::BAD_REQUEST, sentence);
     match head::authority(parts) {
         Ok(Some(authority)) => Ok(authority),
-        Ok(None) => HeaderValue::from_str(&peer.local.to_string())
-            .map_err(|_| refused("The request names no host.")),
+        Ok(None) => {
+            HeaderValue::from_str(&peer.local.to_string()).map_err(|_| refused("The request names no host."))
+        }
         Err(head::HostProblem::Missing) => Err(refused("The request names no host.")),
         Err(head::HostProblem::Double) => Err(refused("The request names a host more than once.")),
         Err(head::HostProblem::Conflict) => Err(refused("The request names two different hosts.")),
@@ -171,12 +177,16 @@ fn find_site<'s, 'h>(
         && tls.sni.as_deref() != Some(host)
     {
         if !tls.certificate.covers(host) {
-            return misdirected("This connection's certificate is not for this host; use another connection.");
+            return misdirected(
+                "This connection's certificate is not for this host; use another connection.",
+            );
         }
         // The handshake was held to the rules of the site it was for; others may be stricter.
         let floor = found.as_ref().map(|found| found.site.tls_min_version);
         if floor.is_some_and(|floor| floor != tls.floor) {
-            return misdirected("This host has other TLS rules than this connection; use another connection.");
+            return misdirected(
+                "This host has other TLS rules than this connection; use another connection.",
+            );
         }
     }
     match found {
@@ -241,7 +251,11 @@ fn escape_for(content_type: &HeaderValue) -> Option<fn(&str) -> String> {
     let kind = content_type.to_str().unwrap_or_default().to_ascii_lowercase();
     if kind.contains("html") || kind.contains("xml") {
         return Some(|text| {
-            text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+            text.replace('&', "&amp;")
+                .replace('<', "&lt;")
+                .replace('>', "&gt;")
+                .replace('"', "&quot;")
+                .replace('\'', "&#39;")
         });
     }
     if kind.contains("json") || kind.contains("javascript") {

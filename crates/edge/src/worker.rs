@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use foregate_routing::{Publisher, Reader};
+use foregate_routing::{Held, Publisher, Reader};
 use foregate_upstream::Client;
 use http::HeaderValue;
 
@@ -32,7 +32,7 @@ pub(crate) struct Worker {
 
 /// A snapshot with what a worker derives from it once.
 pub(crate) struct Prepared {
-    live: Rc<Arc<Live>>,
+    live: Held<Live>,
     pub(crate) tls: TlsServer,
     /// The advertisement of HTTP/3 for each HTTPS port.
     alt_svc: Vec<(u16, HeaderValue)>,
@@ -47,7 +47,7 @@ impl Deref for Prepared {
 }
 
 impl Prepared {
-    fn new(live: &Rc<Arc<Live>>) -> Result<Prepared, rustls::Error> {
+    fn new(live: &Held<Live>) -> Result<Prepared, rustls::Error> {
         let http3 = &live.settings.http3;
         let mut alt_svc = Vec::new();
         if http3.enabled && http3.alt_svc {

@@ -4,8 +4,9 @@
 use std::net::IpAddr;
 
 use http::header::{
-    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA, WWW_AUTHENTICATE,
+    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, EXPECT, FORWARDED, HOST,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    WWW_AUTHENTICATE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
@@ -309,7 +310,8 @@ mod tests {
     #[test]
     fn a_host_is_named_exactly_once() {
         let case = |target, version, hosts: &[&str]| {
-            authority(&parts(target, version, hosts)).map(|host| host.map(|host| host.to_str().unwrap().to_owned()))
+            authority(&parts(target, version, hosts))
+                .map(|host| host.map(|host| host.to_str().unwrap().to_owned()))
         };
         assert_eq!(case("/", Version::HTTP_11, &["a.test"]), Ok(Some("a.test".into())));
         assert_eq!(case("/", Version::HTTP_11, &[]), Err(HostProblem::Missing));

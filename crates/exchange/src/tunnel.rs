@@ -110,7 +110,12 @@ impl Pipe {
         std::mem::take(&mut self.moved)
     }
 
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, mut from: Pin<&mut R>, mut to: Pin<&mut W>) -> Poll<io::Result<()>>
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut from: Pin<&mut R>,
+        mut to: Pin<&mut W>,
+    ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + ?Sized,
         W: AsyncWrite + ?Sized,
@@ -119,7 +124,8 @@ impl Pipe {
             return Poll::Ready(Ok(()));
         }
         loop {
-            while let Some(rest) = self.buffer.get(self.written..self.filled).filter(|rest| !rest.is_empty()) {
+            while let Some(rest) = self.buffer.get(self.written..self.filled).filter(|rest| !rest.is_empty())
+            {
                 let n = ready!(to.as_mut().poll_write(cx, rest))?;
                 if n == 0 {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));

@@ -177,7 +177,8 @@ impl Http2 {
             Some(Ok(response)) => {
                 let (mut parts, incoming) = response.into_parts();
                 // hyper takes a reset without error in mid-body for its end; the announced length knows.
-                let length = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+                let length =
+                    parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
                 let left = length.filter(|_| !head_only);
                 if left.is_some() {
                     parts.headers.remove(CONTENT_LENGTH);
@@ -212,12 +213,15 @@ impl http_body::Body for Download {
     type Data = Bytes;
     type Error = Failure;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = &mut *self;
         match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Ready(None) if this.left.is_some_and(|left| left > 0) => {
-                Poll::Ready(Some(Err(Failure::because(Kind::Truncated, "it is shorter than its Content-Length"))))
-            }
+            Poll::Ready(None) if this.left.is_some_and(|left| left > 0) => Poll::Ready(Some(Err(
+                Failure::because(Kind::Truncated, "it is shorter than its Content-Length"),
+            ))),
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let (Some(left), Some(data)) = (&mut this.left, frame.data_ref()) {

@@ -148,10 +148,9 @@ impl TransportTls {
         };
         let server_name = match &spec.server_name {
             None => None,
-            Some(name) => Some(
-                ServerName::try_from(name.clone())
-                    .map_err(|_| TransportError::Tls(format!("\"{name}\" is neither a host name nor an address")))?,
-            ),
+            Some(name) => Some(ServerName::try_from(name.clone()).map_err(|_| {
+                TransportError::Tls(format!("\"{name}\" is neither a host name nor an address"))
+            })?),
         };
         Ok(TransportTls { config: Arc::new(config), server_name })
     }

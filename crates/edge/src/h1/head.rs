@@ -113,7 +113,8 @@ pub(super) fn parse(head: Bytes) -> Result<Head, Refusal> {
 
     let mut headers = HeaderMap::with_capacity(parsed.headers.len() + 6);
     for field in parsed.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| bad("a field name is not valid"))?;
+        let name =
+            HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| bad("a field name is not valid"))?;
         let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
             .map_err(|_| bad("a field value holds a control character"))?;
         headers.append(name, value);
@@ -121,8 +122,8 @@ pub(super) fn parse(head: Bytes) -> Result<Head, Refusal> {
 
     let framing = framing(&headers, version)?;
     let close = head::has_token(&headers, &CONNECTION, "close");
-    let keep_alive = !close
-        && (version == Version::HTTP_11 || head::has_token(&headers, &CONNECTION, "keep-alive"));
+    let keep_alive =
+        !close && (version == Version::HTTP_11 || head::has_token(&headers, &CONNECTION, "keep-alive"));
     let expects = version == Version::HTTP_11
         && headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     if !expects {
@@ -247,7 +248,8 @@ fn wish(headers: &HeaderMap, method: &Method, version: Version) -> Option<Wish> 
     // h2c by upgrade is obsolete (RFC 9113, section 3.1) and would pass requests unseen.
     let refused = head::has_token(headers, &UPGRADE, "h2c");
     let asked = head::has_token(headers, &CONNECTION, "upgrade");
-    (asked && !refused && *method == Method::GET && version == Version::HTTP_11).then(|| Wish(protocol.clone()))
+    (asked && !refused && *method == Method::GET && version == Version::HTTP_11)
+        .then(|| Wish(protocol.clone()))
 }
 
 #[cfg(test)]

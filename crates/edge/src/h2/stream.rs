@@ -116,7 +116,8 @@ async fn answer(
         (Body::Tunnel(_), None) => Err("a tunnel that nobody asked for".into()),
         (_, Some(_)) if head.status.is_success() => {
             // 2xx would mean that the tunnel stands (RFC 8441, section 5).
-            let refused = Answer::new(StatusCode::BAD_GATEWAY, "The backend did not switch protocols.").plain();
+            let refused =
+                Answer::new(StatusCode::BAD_GATEWAY, "The backend did not switch protocols.").plain();
             let (head, body) = refused.into_parts();
             send(respond, head, body, false, stalled).await
         }
@@ -131,7 +132,8 @@ async fn send(
     head_only: bool,
     stalled: Option<Duration>,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let bodiless = head_only || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
+    let bodiless =
+        head_only || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
     if !bodiless {
         match body.size_hint().exact() {
             Some(length) => _ = head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length)),
@@ -201,7 +203,9 @@ async fn send_data(
                 return Poll::Ready(capacity.unwrap_or(Err(Reason::CANCEL.into())).map_err(Into::into));
             }
             if let Poll::Ready(reason) = stream.poll_reset(cx) {
-                return Poll::Ready(Err(reason.map_or_else(Into::into, |reason| h2::Error::from(reason).into())));
+                return Poll::Ready(Err(
+                    reason.map_or_else(Into::into, |reason| h2::Error::from(reason).into())
+                ));
             }
             deadline.poll(cx, stalled).map(|()| Err("the client stopped reading".into()))
         });
@@ -263,7 +267,10 @@ impl http_body::Body for Upload {
     type Data = Bytes;
     type Error = Failure;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         if let Some(respond) = self.expects.take()
             && let Ok(mut respond) = respond.try_borrow_mut()
         {

@@ -24,7 +24,11 @@ impl StreamIo {
 }
 
 impl AsyncRead for StreamIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         while self.unread.is_empty() {
             match ready!(self.recv.poll_data(cx)) {
                 Some(Ok(data)) => self.unread = data,

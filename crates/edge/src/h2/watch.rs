@@ -33,7 +33,12 @@ pub(super) struct HalfHeadDeadline {
 }
 
 impl HalfHeadDeadline {
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, head: &HalfHead, limit: Option<Duration>) -> Poll<()> {
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &HalfHead,
+        limit: Option<Duration>,
+    ) -> Poll<()> {
         if !head.open.get() {
             return Poll::Pending;
         }
@@ -103,7 +108,11 @@ impl<IO> Watched<IO> {
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         let fresh = buf.filled().get(before..).unwrap_or_default();

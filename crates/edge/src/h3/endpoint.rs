@@ -111,7 +111,13 @@ pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, quic: Quic) {
             _ = incoming.retry();
             continue;
         }
-        tokio::task::spawn_local(handshake(worker.clone(), endpoint.clone(), incoming, config, half_open.clone()));
+        tokio::task::spawn_local(handshake(
+            worker.clone(),
+            endpoint.clone(),
+            incoming,
+            config,
+            half_open.clone(),
+        ));
     }
     // Connections that are left run on; new ones are refused by their absence.
     endpoint.set_server_config(None);

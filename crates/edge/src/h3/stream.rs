@@ -144,7 +144,8 @@ async fn answer(
     stalled: Option<Duration>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let (mut head, mut body) = response.into_parts();
-    let bodiless = head_only || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
+    let bodiless =
+        head_only || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
     if !bodiless {
         match body.size_hint().exact() {
             Some(length) => _ = head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length)),
@@ -219,7 +220,9 @@ impl Upload {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let Some(recv) = &mut self.recv else { return Poll::Ready(None) };
         if !self.in_trailers {
-            let data = recv.poll_recv_data(cx).map_ok(|data| data.map(|mut data| data.copy_to_bytes(data.remaining())));
+            let data = recv
+                .poll_recv_data(cx)
+                .map_ok(|data| data.map(|mut data| data.copy_to_bytes(data.remaining())));
             match ready!(data) {
                 Ok(Some(data)) => return Poll::Ready(Some(self.count(data))),
                 Ok(None) => self.in_trailers = true,
@@ -261,7 +264,10 @@ impl http_body::Body for Upload {
     type Data = Bytes;
     type Error = Failure;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
@@ -301,7 +307,9 @@ impl Drop for Upload {
             let mut left = DISCARD;
             let discard = async {
                 while left > 0 {
-                    let read = poll_fn(|cx| recv.poll_recv_data(cx).map_ok(|data| data.map(|data| data.remaining())));
+                    let read = poll_fn(|cx| {
+                        recv.poll_recv_data(cx).map_ok(|data| data.map(|data| data.remaining()))
+                    });
                     match read.await {
                         Ok(Some(n)) => left = left.saturating_sub(n),
                         Ok(None) | Err(_) => return false,

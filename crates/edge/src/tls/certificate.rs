@@ -146,20 +146,18 @@ impl fmt::Display for CertificateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
         match &self.problem {
-            Problem::Read(error) if error.kind() == std::io::ErrorKind::PermissionDenied => write!(
-                f,
-                "{path} cannot be read: permission denied; let the user that runs foregate read it"
-            ),
+            Problem::Read(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                write!(f, "{path} cannot be read: permission denied; let the user that runs foregate read it")
+            }
             Problem::Read(error) => write!(f, "{path} cannot be read: {error}"),
             Problem::Pem(error) => write!(f, "{path} is not valid PEM: {error}"),
             Problem::Empty => write!(
                 f,
                 "{path} holds no certificate; expected PEM with BEGIN CERTIFICATE, the server's own first"
             ),
-            Problem::NoKey => write!(
-                f,
-                "{path} holds no private key; expected PEM with BEGIN PRIVATE KEY, not encrypted"
-            ),
+            Problem::NoKey => {
+                write!(f, "{path} holds no private key; expected PEM with BEGIN PRIVATE KEY, not encrypted")
+            }
             Problem::X509(error) => write!(f, "{path} holds a certificate that cannot be used: {error}"),
             Problem::Key(error) => write!(
                 f,

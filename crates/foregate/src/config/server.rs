@@ -98,7 +98,7 @@ pub(super) fn addresses(value: &Value<'_>) -> Option<Vec<IpAddr>> {
 
 fn read_ports(table: &Table<'_>, settings: &mut Settings) {
     // 0 lets the system choose, for tests and trials.
-    let port = |value: &Value<'_>| value.number::<u16>(0, 65_535, "a port, a list of ports or \"off\"");
+    let port = |value: &Value<'_>| value.number::<u16>(1, 65_535, "a port, a list of ports or \"off\"");
     let read = |key: &'static str, default: &[u16]| match table.said(key, |value| value.at_least_one(port)) {
         Said::Off => Vec::new(),
         Said::Nothing => default.to_vec(),
@@ -107,10 +107,8 @@ fn read_ports(table: &Table<'_>, settings: &mut Settings) {
     settings.http = read("http", &settings.http);
     settings.https = read("https", &settings.https);
     for (key, ports) in [("http", &settings.http), ("https", &settings.https)] {
-        let twice = ports
-            .iter()
-            .enumerate()
-            .find(|(index, port)| **port != 0 && ports.iter().take(*index).any(|p| p == *port));
+        let twice =
+            ports.iter().enumerate().find(|(index, port)| ports.iter().take(*index).any(|p| p == *port));
         if let Some((_, port)) = twice {
             table.problem(Problem::error(table.key_place(key), format!("the port {port} stands twice")));
         }
@@ -119,7 +117,7 @@ fn read_ports(table: &Table<'_>, settings: &mut Settings) {
         let problem = Problem::error(table.key_place("https"), "both `http` and `https` are off");
         table.problem(problem.help("a gateway without a port serves nobody; leave one of them on"));
     }
-    if let Some(port) = settings.http.iter().find(|port| **port != 0 && settings.https.contains(port)) {
+    if let Some(port) = settings.http.iter().find(|port| settings.https.contains(port)) {
         let message = format!("port {port} cannot be both an `http` and an `https` port");
         table.problem(Problem::error(table.key_place("https"), message));
     }

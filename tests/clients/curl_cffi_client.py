@@ -1,0 +1,51 @@
+"""curl_cffi, which is libcurl with HTTP/3 by ngtcp2 and nghttp3: nothing but HTTP/3 is allowed here."""
+
+import argparse
+import pathlib
+
+from report import need, say, sha256
+
+with need("curl_cffi"):
+    from curl_cffi import CurlHttpVersion, CurlOpt, requests
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("method", choices=["GET", "HEAD", "POST"])
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--ca", required=True)
+    parser.add_argument("--path", default="/")
+    parser.add_argument("--file")
+    parser.add_argument("--impersonate")
+    parser.add_argument("--repeat", type=int, default=1)
+    options = parser.parse_args()
+    body = pathlib.Path(options.file).read_bytes() if options.file else None
+    resolve = [f"{options.host}:{options.port}:127.0.0.1"]
+    told = []
+    with requests.Session(
+        verify=options.ca,
+        http_version=CurlHttpVersion.V3ONLY,
+        impersonate=options.impersonate,
+        curl_options={CurlOpt.RESOLVE: resolve},
+        timeout=60,
+    ) as session:
+        for _ in range(options.repeat):
+            answer = session.request(
+                options.method, f"https://{options.host}:{options.port}{options.path}", data=body
+            )
+            told.append(
+                {
+                    "status": answer.status_code,
+                    "version": int(answer.http_version),
+                    "fields": {name.lower(): value for name, value in answer.headers.items()},
+                    "length": len(answer.content),
+                    "sha256": sha256(answer.content),
+                    "text": answer.text if len(answer.content) < 1000 else "",
+                }
+            )
+    say(answers=told, http3=int(CurlHttpVersion.V3))
+
+
+if __name__ == "__main__":
+    main()
