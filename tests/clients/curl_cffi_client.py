@@ -1,4 +1,4 @@
-"""curl_cffi, which is libcurl with HTTP/3 by ngtcp2 and nghttp3: nothing but HTTP/3 is allowed here."""
+"""curl_cffi, which is a recent libcurl with HTTP/3 by ngtcp2 and nghttp3: nothing but HTTP/3."""
 
 import argparse
 import pathlib
@@ -31,9 +31,8 @@ def main():
         timeout=60,
     ) as session:
         for _ in range(options.repeat):
-            answer = session.request(
-                options.method, f"https://{options.host}:{options.port}{options.path}", data=body
-            )
+            url = f"https://{options.host}:{options.port}{options.path}"
+            answer = session.request(options.method, url, data=body)
             told.append(
                 {
                     "status": answer.status_code,
@@ -44,7 +43,7 @@ def main():
                     "text": answer.text if len(answer.content) < 1000 else "",
                 }
             )
-    say(answers=told, http3=int(CurlHttpVersion.V3))
+    say(answers=told, version=int(CurlHttpVersion.V3))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,10 @@ impl Running {
         }
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits until it has printed this many lines, or has ended.
     pub async fn printed(&mut self, lines: usize) -> Vec<String> {
         let deadline = self.since + DEADLINE;

@@ -5,11 +5,13 @@
 //! and lies below the range from which the kernel draws the ports of outgoing connections.
 
 use std::{
-    net::{Ipv4Addr, TcpListener, UdpSocket},
+    net::{self, Ipv4Addr, UdpSocket},
     os::linux::net::SocketAddrExt,
     os::unix::net::{SocketAddr, UnixListener},
     sync::atomic::{AtomicU16, Ordering},
 };
+
+use tokio::net::TcpSocket;
 
 const FIRST: u16 = 12_000;
 const LAST: u16 = 32_000;
@@ -39,8 +41,10 @@ pub fn lease() -> Lease {
 fn try_lease(port: u16) -> Option<Lease> {
     let address = SocketAddr::from_abstract_name(format!("foregate-tests-port-{port}")).ok()?;
     let name = UnixListener::bind_addr(&address).ok()?;
-    // Neither has SO_REUSEPORT: they fail if anybody at all has the port.
-    let _tcp = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).ok()?;
+    // Neither has SO_REUSEPORT: they fail if anybody at all has the port. The first is bound and does not
+    // listen: a child that another thread forks just now holds a copy until it executes its program.
+    let tcp = TcpSocket::new_v4().ok()?;
+    tcp.bind(net::SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).ok()?;
     let _udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).ok()?;
     Some(Lease { port, _name: name })
 }

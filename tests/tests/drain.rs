@@ -334,9 +334,10 @@ async fn a_websocket_ends_with_the_drain_time() {
 /// Draining does not change what a body is.
 #[tokio::test]
 async fn a_body_that_drains_is_the_same_body() {
-    let (_vm, mut gw, _) = scene("20s").await;
+    let (vm, mut gw, _) = scene("20s").await;
     let client = gw.client(Version::H3, "shop.test").await;
     let mut exchange = client.open(&get("/large")).await.unwrap();
+    vm.saw("the request", |r| r.target == "/large").await;
     gw.terminate();
     let reply = exchange.down.whole().await.unwrap();
     assert_eq!((reply.length, reply.digest), (40 * MIB, digest_of(40 * MIB)));

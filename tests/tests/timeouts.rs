@@ -16,6 +16,11 @@ async fn start(vm: &Origin, site: &str, rest: &str) -> Gateway {
     gateway().named(&["shop.test"]).toml(&text).start().await
 }
 
+/// All versions at once, where each would only wait.
+async fn on_all(scenario: impl AsyncFn(Version)) {
+    futures_util::future::join_all(Version::ALL.iter().map(|version| scenario(*version))).await;
+}
+
 fn took_about(begun: Instant, least: u64) {
     let took = begun.elapsed();
     // The upper end is for a machine that is busy; the lower one for a clock that is coarse.
@@ -44,7 +49,7 @@ async fn a_vm_that_never_answers_is_504() {
 async fn a_slow_upload_is_no_silent_vm() {
     let vm = origin().start().await;
     let gw = start(&vm, "timeouts = { response = \"400ms\" }", "").await;
-    for version in Version::ALL {
+    on_all(async |version| {
         let client = gw.client(version, "shop.test").await;
         let mut exchange = client.open(&post("/", "").body(Body::Pattern(10))).await.unwrap();
         for _ in 0..10 {
@@ -54,7 +59,8 @@ async fn a_slow_upload_is_no_silent_vm() {
         // All that was announced has come; the answer may be here before the end is said.
         let _ = exchange.up.finish(&Fields::new()).await;
         assert_eq!(exchange.down.whole().await.unwrap().status, 200, "{version:?}");
-    }
+    })
+    .await;
     gw.stop().await;
 }
 
@@ -96,10 +102,11 @@ async fn a_route_may_be_more_patient() {
         .await;
     let site = "timeouts = { response = \"200ms\" }\nroutes = [{ paths = \"/slow/\", timeouts = { response = \"10s\" } }]";
     let gw = start(&vm, site, "").await;
-    for version in Version::ALL {
+    on_all(async |version| {
         assert_eq!(gw.request(version, get("/slow/")).await.status, 200, "{version:?}");
         assert_eq!(gw.request(version, get("/")).await.status, 504, "{version:?}");
-    }
+    })
+    .await;
     gw.stop().await;
 }
 
@@ -253,7 +260,7 @@ async fn a_long_request_is_not_idle() {
     let vm = origin()
         .on("/", |call| {
             Box::pin(async move {
-                tokio::time::sleep(Duration::from_millis(1200)).await;
+                tokio::time::sleep(Duration::from_millis(900)).await;
                 call.greet().await;
             })
         })
@@ -265,9 +272,10 @@ async fn a_long_request_is_not_idle() {
         "[server.timeouts]\nkeep_alive = \"400ms\"\nrequest_head = \"400ms\"\nhandshake = \"400ms\"",
     )
     .await;
-    for version in Version::ALL {
+    on_all(async |version| {
         assert_eq!(gw.request(version, get("/")).await.status, 200, "{version:?}");
-    }
+    })
+    .await;
     gw.stop().await;
 }
 

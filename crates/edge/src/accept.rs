@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use foregate_routing::TlsVersion;
-use http::StatusCode;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -76,16 +75,14 @@ async fn tls(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, local: 
     let live = worker.current();
     let limit = live.settings.timeouts.handshake;
     let handshake = async {
-        let mut acceptor = std::pin::pin!(LazyConfigAcceptor::new(Acceptor::default(), stream));
-        let start = match acceptor.as_mut().await {
-            Ok(start) => start,
-            Err(error) => {
-                if let Some(stream) = acceptor.take_io() {
-                    explain(stream).await;
-                }
-                return Err(error);
-            }
-        };
+        // No memory is spent on a client that has said nothing, and TLS does not begin with a letter.
+        let mut first = [0];
+        stream.peek(&mut first).await?;
+        if first[0].is_ascii_alphabetic() {
+            explain(stream).await;
+            return Err(io::Error::other("plain HTTP on the HTTPS port"));
+        }
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let sni = start.client_hello().server_name().map(|name| name.to_ascii_lowercase().into_boxed_str());
         let site = sni.as_deref().and_then(|sni| live.routing.host(sni, local.ip()));
         let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
@@ -122,11 +119,15 @@ async fn tls(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, local: 
 
 /// Plain HTTP on the HTTPS port is a mistake people make; a sentence is kinder than a reset.
 async fn explain(mut stream: TcpStream) {
+    let sentence = "This port speaks HTTPS; use https:// in the address.\n";
     let text = format!(
-        "HTTP/1.1 {} Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n\
-         This port speaks HTTPS; use https:// in the address.\n",
-        StatusCode::BAD_REQUEST.as_u16()
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{sentence}",
+        sentence.len()
     );
+    // Unread bytes would turn the close into a reset that takes the sentence with it.
+    let mut unread = [0; 4096];
+    _ = stream.read(&mut unread).await;
     _ = stream.write_all(text.as_bytes()).await;
     _ = stream.shutdown().await;
 }

@@ -245,11 +245,13 @@ async fn finish(worker: &Rc<Worker>, limit: Duration) {
     let until = Instant::now() + limit;
     worker.drain.enter(Phase::Draining);
     let mut quiet_since = Instant::now();
-    while Instant::now() < until && worker.open() > 0 {
+    loop {
+        // First of all the accept loops must take what the kernel has accepted for them.
         tokio::time::sleep(Duration::from_millis(20)).await;
         if worker.running() > 0 {
             quiet_since = Instant::now();
-        } else if quiet_since.elapsed() >= QUIET {
+        }
+        if worker.open() == 0 || quiet_since.elapsed() >= QUIET || Instant::now() >= until {
             break;
         }
     }

@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use crate::{
+    eventually_async,
     ports::{Lease, lease},
     wire::find,
 };
@@ -25,7 +26,8 @@ pub struct Raw {
 pub async fn raw(answer: impl Into<Vec<u8>>, close: bool) -> Raw {
     let answer: Arc<[u8]> = answer.into().into();
     let lease = lease();
-    let listener = TcpListener::bind(("127.0.0.1", lease.port)).await.unwrap();
+    let bind = || async { TcpListener::bind(("127.0.0.1", lease.port)).await.ok() };
+    let listener = eventually_async("the origin's port", bind).await;
     let received: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
     let kept = received.clone();
     let task = tokio::spawn(async move {

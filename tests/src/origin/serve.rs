@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{Call, Delivery, Recorded, Shared};
 use crate::{
     client::Io,
+    eventually_async,
     fields::Fields,
     wire::{Incoming, Reader, parse_request},
 };
@@ -42,10 +43,13 @@ pub(super) enum Listener {
 impl Place {
     pub(super) async fn bind(&self) -> Listener {
         match self {
+            // The port is leased, so whoever has it is about to let go: an aborted listener, or a child
+            // between fork and exec.
             Place::Tcp(port) => Listener::Tcp(
-                TcpListener::bind(("127.0.0.1", *port))
-                    .await
-                    .unwrap_or_else(|e| panic!("origin port {port}: {e}")),
+                eventually_async("the origin's port", || async {
+                    TcpListener::bind(("127.0.0.1", *port)).await.ok()
+                })
+                .await,
             ),
             Place::Unix(path) => {
                 let _ = std::fs::remove_file(path);

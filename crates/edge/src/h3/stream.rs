@@ -28,6 +28,8 @@ use crate::worker::Worker;
 /// What of a body nobody wanted is read away, and for how long, before the client is told to stop.
 const DISCARD: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
+/// What is written at a time: a client that is slow but reads must get through it within the limit.
+const PIECE: usize = 32 * 1024;
 const STOP_WAIT: Duration = Duration::from_secs(30);
 
 type Send = RequestStream<h3_quinn::SendStream<Bytes>, Bytes>;
@@ -159,7 +161,12 @@ async fn answer(
                 tracing::warn!(failure = failure.kind().label(), reason = %failure, "response cut short");
             })?;
             match frame.into_data() {
-                Ok(data) => within(stalled, send.send_data(data)).await?,
+                Ok(mut data) => {
+                    while !data.is_empty() {
+                        let piece = data.split_to(data.len().min(PIECE));
+                        within(stalled, send.send_data(piece)).await?;
+                    }
+                }
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
                         within(stalled, send.send_trailers(trailers)).await?;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use foregate_exchange::head::{self, Origin, Wish};
 use foregate_exchange::{Body, Failure, Kind, Side};
-use foregate_routing::{Matched, Pick, Pool, RequestView, UpstreamHost, Variables};
+use foregate_routing::{Address, Matched, Pick, Pool, RequestView, UpstreamHost, Variables};
 use foregate_upstream::{Outgoing, SendError, Transport};
 use http::header::{CONTENT_LENGTH, HOST, SET_COOKIE, TE, UPGRADE};
 use http::uri::{PathAndQuery, Uri};
@@ -86,7 +86,7 @@ impl Forwarding<'_> {
             let outgoing = Outgoing {
                 method: self.method.clone(),
                 target: target.clone(),
-                authority: self.authority_for(&endpoint.address.to_string(), transport),
+                authority: self.authority_for(&endpoint.address, transport),
                 headers: std::mem::take(&mut headers),
                 body: std::mem::take(&mut body),
                 ask_trailers,
@@ -167,15 +167,18 @@ impl Forwarding<'_> {
         headers.remove(HOST);
     }
 
-    fn authority_for(&self, address: &str, transport: &Transport) -> HeaderValue {
-        match &self.matched.route.policy.upstream_host {
-            UpstreamHost::Preserve => self.authority.clone(),
-            UpstreamHost::Literal(host) => host.clone(),
-            UpstreamHost::Backend => transport
-                .server_name()
-                .map_or(HeaderValue::from_str(address), HeaderValue::try_from)
-                .unwrap_or_else(|_| HeaderValue::from_static("localhost")),
-        }
+    /// The host the VM is asked for. A unix socket has no name but the one its TLS is told.
+    fn authority_for(&self, address: &Address, transport: &Transport) -> HeaderValue {
+        let backend = match (&self.matched.route.policy.upstream_host, transport.server_name()) {
+            (UpstreamHost::Preserve, _) => return self.authority.clone(),
+            (UpstreamHost::Literal(host), _) => return host.clone(),
+            (UpstreamHost::Backend, Some(name)) => name.to_owned(),
+            (UpstreamHost::Backend, None) => match address {
+                Address::Unix(_) => "localhost".to_owned(),
+                Address::Ip(_) | Address::Name { .. } => address.to_string(),
+            },
+        };
+        HeaderValue::try_from(backend).unwrap_or_else(|_| HeaderValue::from_static("localhost"))
     }
 
     /// An interim response on its way to the client. 100 is between us and the VM: the client is told

@@ -63,7 +63,7 @@ fn references_are_followed_and_their_absence_has_a_place() {
     let folder = Folder::new("references");
     folder.write("secret", "s3cr{e}t\n");
     // cargo sets these variables for the tests it runs.
-    let text = r#"server = { state_dir = "state", https = "{env.CARGO_PKG_VERSION_MAJOR}" }
+    let text = r#"server = { state_dir = "state", https = "{env.CARGO_PKG_VERSION_MINOR}" }
 [tls]
 self_signed = true
 [sites."a.example.com"]
@@ -72,8 +72,8 @@ request_headers = "Authorization: Bearer {file.secret} {env.CARGO_PKG_NAME}"
 "#;
     let loaded = folder.load(text);
     assert_eq!(loaded.state_dir, folder.0.join("state"));
-    let major: u16 = env!("CARGO_PKG_VERSION_MAJOR").parse().unwrap();
-    assert_eq!(loaded.live.settings.https, [major]);
+    let minor: u16 = env!("CARGO_PKG_VERSION_MINOR").parse().unwrap();
+    assert_eq!(loaded.live.settings.https, [minor]);
     let [HeaderEdit::Set(_, template)] = &policy(&loaded, "a.example.com", "/").request_headers[..] else {
         panic!("one edit")
     };
