@@ -54,6 +54,7 @@ fn site(hosts: &[&str], routes: Vec<RouteSpec>) -> SiteSpec {
         redirect_to_https: true,
         hsts: None,
         tls_min_version: TlsVersion::V1_3,
+        response_headers: Vec::new(),
         routes,
     }
 }

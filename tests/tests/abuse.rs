@@ -2,9 +2,11 @@
 // Test code: a broken precondition should stop the test where it stands.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use foregate_tests::{
-    ALPN_H2, Error, Gateway, Io, Origin, Version, eventually, gateway, get, origin, post, within,
+    ALPN_H2, Error, Gateway, Io, Origin, PATIENCE, Version, eventually, gateway, get, origin, post, within,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -161,7 +163,14 @@ async fn streams_are_limited_per_connection() {
             tasks.spawn(async move { client.send(&get("/held")).await });
         }
         // The default is 128.
-        eventually("as many as allowed are at the VM", || (vm.requests().len() >= 128).then_some(())).await;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while vm.requests().len() < 128 {
+            if let Ok(ended) = tokio::time::timeout(Duration::from_millis(5), tasks.join_next()).await {
+                panic!("{version:?}: ended early: {ended:?}");
+            }
+            let count = vm.requests().len();
+            assert!(tokio::time::Instant::now() < deadline, "{version:?}: only {count} of 128 are at the VM");
+        }
         let other = gw.client(version, "shop.test").await;
         assert_eq!(other.send(&get("/")).await.unwrap().status, 200, "{version:?}");
         let held = vm.requests().iter().filter(|r| r.target == "/held").count();

@@ -77,7 +77,7 @@ impl Answer {
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+        if !self.allow.is_empty() {
             let list = self.allow.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
             if let Ok(value) = HeaderValue::from_str(&list) {
                 headers.insert(ALLOW, value);
@@ -98,7 +98,11 @@ enum Form {
 fn preference(accept: Option<&HeaderValue>) -> Form {
     let accepted = accept.and_then(|value| value.to_str().ok()).unwrap_or_default();
     for kind in accepted.split(',') {
-        let kind = kind.split(';').next().unwrap_or_default().trim();
+        let mut parameters = kind.split(';').map(str::trim);
+        let kind = parameters.next().unwrap_or_default();
+        if parameters.any(|parameter| matches!(parameter, "q=0" | "q=0.0" | "q=0.00" | "q=0.000")) {
+            continue;
+        }
         if kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case("application/xhtml+xml") {
             return Form::Html;
         }
@@ -137,6 +141,7 @@ mod tests {
         assert_eq!(form("application/json, text/html"), Form::Json);
         assert_eq!(form("application/vnd.api+json"), Form::Json);
         assert_eq!(form("*/*"), Form::Text);
+        assert_eq!(form("text/html;q=0, application/json"), Form::Json);
         assert_eq!(preference(None), Form::Text);
     }
 }

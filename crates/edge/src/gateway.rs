@@ -220,9 +220,10 @@ fn admit(
             let worker = worker.clone();
             tokio::task::spawn_local(accept::serve(worker, stream, address, permit, secure));
         }
-        Err(Full::Process) => {
-            tracing::warn!(peer = %address, "connection refused: limits.connections reached")
+        Err(Full::Process) if worker.may_log() => {
+            tracing::warn!(peer = %address, "connection refused: limits.connections reached");
         }
+        Err(Full::Process) => {}
         Err(Full::Client) => {
             tracing::debug!(peer = %address, "connection refused: limits.connections_per_ip reached");
         }

@@ -94,6 +94,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
             let body_left = !self.wire.body_is_done();
             // A client that was never told to send its body may or may not do so: nobody can tell.
             let close = !keep_alive
+                || self.wire.has_failed()
                 || self.worker.drain.phase() > Phase::Serving
                 || (body_left && (self.wire.owes_continue.get() || Rc::strong_count(&self.wire) > 1));
             // Once the response begins, a 100 would be taken for another one.
@@ -151,7 +152,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
                         let idle = self.served && !partial;
                         let limit = if idle { timeouts.keep_alive } else { timeouts.request_head };
                         ready!(self.deadline.poll(cx, limit));
-                        if partial {
+                        if partial && self.worker.may_log() {
                             let peer = self.peer.address;
                             tracing::info!(%peer, "closed: the request head took longer than timeouts.request_head");
                         }
@@ -197,7 +198,21 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
             {
                 return Poll::Ready(Err(error));
             }
-            self.watch(cx).map(|_| Ok(None))
+            let ahead = self.wire.input.borrow().len();
+            if self.watch(cx).is_ready() {
+                return Poll::Ready(Ok(None));
+            }
+            if !self.wire.body_is_done() {
+                // A VM that takes nothing must not hide that the client has left.
+                if self.read_ahead(cx).is_ready() {
+                    return Poll::Ready(Ok(None));
+                }
+                if self.wire.input.borrow().len() > ahead {
+                    // Whoever waits for the body waits for these bytes.
+                    cx.waker().wake_by_ref();
+                }
+            }
+            Poll::Pending
         })
         .await
         .map(|response| response.map(|response| (asked, response)))
@@ -205,7 +220,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
 
     /// Ready when the client has closed. Reads ahead only what a pipelining client may send.
     fn watch(&self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.wire.body_is_done() && self.wire.input.borrow().len() < PIPELINED {
+        if self.wire.body_is_done() { self.read_ahead(cx) } else { Poll::Pending }
+    }
+
+    /// Reads a bounded amount; ready when the client has closed.
+    fn read_ahead(&self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.wire.input.borrow().len() < PIPELINED {
             match ready!(self.wire.poll_fill(cx)) {
                 Ok(0) | Err(_) => return Poll::Ready(()),
                 Ok(_) => {}
@@ -296,6 +316,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
     /// Reads away what is left of the request's body. False: it is too much, or broken, or somebody still
     /// reads it.
     async fn discard(&mut self) -> io::Result<bool> {
+        if self.wire.has_failed() {
+            return Ok(false);
+        }
         if Rc::strong_count(&self.wire) > 1 {
             return Ok(self.wire.body_is_done());
         }
@@ -340,7 +363,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
     /// Answers a head that cannot be understood, and closes: where the next one begins is unknown.
     async fn refuse(&mut self, refusal: Refusal) -> io::Result<()> {
         let Refusal { status, reason } = refusal;
-        tracing::info!(peer = %self.peer.address, status = status.as_u16(), reason, "request refused");
+        if self.worker.may_log() {
+            tracing::info!(peer = %self.peer.address, status = status.as_u16(), reason, "request refused");
+        }
         let _running = self.worker.begin();
         let response = Answer::new(status, reason).plain();
         let (head, body) = response.into_parts();

@@ -8,6 +8,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server;
@@ -28,6 +29,9 @@ const SEND_BUFFER: usize = 256 * 1024;
 /// Streams the peer resets before we have looked at them (CVE-2023-44487), and streams that our own
 /// errors reset (CVE-2025-8671); a peer that makes more of them is not a browser.
 const MAX_RESET: usize = 64;
+
+/// How long a client may take to say that it has understood our GOAWAY.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Serves a connection to its end.
 pub(crate) async fn serve<IO>(worker: Rc<Worker>, peer: Rc<Peer>, io: IO)
@@ -92,7 +96,10 @@ where
             }
             if leaving {
                 // The last GOAWAY waits for the client's answer to a ping, which may never come.
-                return closing.as_mut().poll(cx).map(|()| None);
+                if closing.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                return deadline.poll(cx, Some(GOODBYE)).map(|()| None);
             }
             if deadline.poll(cx, timeouts.keep_alive).is_ready() {
                 leaving = true;

@@ -69,7 +69,9 @@ pub(crate) async fn serve(
     let Parts { method, uri, version, headers, extensions, .. } = parts;
     let client = head::client_ip(&headers, peer.address.ip(), |ip| live.settings.trusts(ip));
     let scheme = scheme(peer, trusted, &headers);
-    let (path, query) = (uri.path(), uri.query());
+    // `OPTIONS *` asks about the whole site, which is its root.
+    let path = if uri.path().starts_with('/') { uri.path() } else { "/" };
+    let query = uri.query();
     let normal = normalise_path(path);
     let view = RequestView { method: &method, path: &normal, query, headers: &headers, client_ip: client };
     let mut variables = Variables {
@@ -83,7 +85,8 @@ pub(crate) async fn serve(
         captures: &[],
     };
     if scheme == "http" && site.redirect_to_https {
-        return dated(to_https(&live, &variables));
+        let response = to_https(&live, &variables);
+        return decorated(response, &live, peer, version, site, None, &variables);
     }
     let matched = match site.route(&view) {
         Ok(matched) => matched,
@@ -258,8 +261,16 @@ fn escape_for(content_type: &HeaderValue) -> Option<fn(&str) -> String> {
                 .replace('\'', "&#39;")
         });
     }
-    if kind.contains("json") || kind.contains("javascript") {
-        return Some(|text| text.replace('\\', "\\\\").replace('"', "\\\"").replace('<', "\\u003c"));
+    if kind.contains("json") {
+        return Some(|text| text.replace('\\', "\\\\").replace('"', "\\\""));
+    }
+    if kind.contains("javascript") {
+        return Some(|text| {
+            let code = |c: char| format!("\\u{:04x}", u32::from(c));
+            text.chars()
+                .map(|c| if c.is_ascii_alphanumeric() || !c.is_ascii() { c.to_string() } else { code(c) })
+                .collect()
+        });
     }
     None
 }
@@ -327,9 +338,8 @@ fn decorated(
             headers.insert(ALT_SVC, alt_svc.clone());
         }
     }
-    if let Some(policy) = policy {
-        edit(headers, &policy.response_headers, variables);
-    }
+    let edits = policy.map_or(&site.response_headers, |policy| &policy.response_headers);
+    edit(headers, edits, variables);
     dated(response)
 }
 

@@ -16,6 +16,9 @@ use crate::drain::Drain;
 use crate::limit::Connections;
 use crate::tls::TlsServer;
 
+/// What strangers can make a worker write to its log.
+const LINES_PER_SECOND: u32 = 10;
+
 /// Belongs to its thread; everything that serves a request holds it by `Rc`.
 pub(crate) struct Worker {
     pub(crate) client: Client,
@@ -28,6 +31,8 @@ pub(crate) struct Worker {
     /// Client connections of this worker.
     open: Cell<usize>,
     dice: Cell<u64>,
+    /// The second in which lines about strangers were last written, and how many.
+    said: Cell<(u64, u32)>,
 }
 
 /// A snapshot with what a worker derives from it once.
@@ -76,6 +81,7 @@ impl Worker {
         let mut reader = live.reader();
         let prepared = Rc::new(Prepared::new(reader.current())?);
         Ok(Rc::new(Worker {
+            said: Cell::new((0, 0)),
             client: Client::default(),
             drain: Drain::new(),
             connections,
@@ -119,6 +125,15 @@ impl Worker {
 
     pub(crate) fn open(&self) -> usize {
         self.open.get()
+    }
+
+    /// Whether one more line about what some stranger sent may be written: a flood must not fill the log.
+    pub(crate) fn may_log(&self) -> bool {
+        let second = clock_origin().elapsed().as_secs();
+        let (of, lines) = self.said.get();
+        let lines = if of == second { lines + 1 } else { 1 };
+        self.said.set((second, lines));
+        lines <= LINES_PER_SECOND
     }
 
     /// A random number (xorshift64*).

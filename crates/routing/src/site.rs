@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use http::HeaderValue;
 
 use crate::host::HostPattern;
-use crate::route::{Matched, NotMatched, RequestView, Route, RouteSpec, RouteTable};
+use crate::route::{HeaderEdit, Matched, NotMatched, RequestView, Route, RouteSpec, RouteTable};
 
 /// What a site is made of.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub struct SiteSpec {
     /// The value of `Strict-Transport-Security`.
     pub hsts: Option<HeaderValue>,
     pub tls_min_version: TlsVersion,
+    /// For the answers that belong to no route of it.
+    pub response_headers: Vec<HeaderEdit>,
     /// Its own action is the last of them, with the prefix `/`.
     pub routes: Vec<RouteSpec>,
 }
@@ -41,6 +43,7 @@ pub struct Site {
     pub redirect_to_https: bool,
     pub hsts: Option<HeaderValue>,
     pub tls_min_version: TlsVersion,
+    pub response_headers: Vec<HeaderEdit>,
     pub(crate) routes: RouteTable,
 }
 

@@ -114,6 +114,7 @@ impl SnapshotBuilder {
             redirect_to_https: spec.redirect_to_https,
             hsts: spec.hsts,
             tls_min_version: spec.tls_min_version,
+            response_headers: spec.response_headers,
             routes,
         });
         for host in &site.hosts {
@@ -217,6 +218,7 @@ mod tests {
             redirect_to_https: false,
             hsts: None,
             tls_min_version: TlsVersion::V1_3,
+            response_headers: vec![],
             routes: vec![],
         }
     }

@@ -113,7 +113,14 @@ impl Client {
                         "protocol upgrades need a pool that speaks HTTP/1.1",
                     ));
                 }
-                self.connect_http2(shelf, endpoint, transport).await
+                let connecting = self.connect_http2(shelf, endpoint, transport);
+                // Waiting for somebody else's dial is part of connecting.
+                match transport.connect_timeout {
+                    None => connecting.await,
+                    Some(limit) => tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
+                        Err(Failure::because(Kind::ConnectTimeout, endpoint.address.to_string()))
+                    }),
+                }
             }
         }
     }

@@ -21,7 +21,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep};
 
 use crate::client::{Outgoing, SendError, Shelf};
-use crate::idle::Idle;
+use crate::idle::{Idle, Patience};
 use crate::stream::Stream;
 use crate::upload::{Progress, Upload};
 
@@ -42,6 +42,7 @@ impl Http1 {
     pub(crate) async fn new(stream: Stream) -> Result<Http1, Failure> {
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_FIELDS)
+            .max_header_size(MAX_HEAD)
             .max_buf_size(MAX_HEAD)
             .handshake(TokioIo::new(stream))
             .await
@@ -82,6 +83,7 @@ impl Http1 {
         let (request, progress) = request(outgoing, expects);
         let mut response = pin!(self.sender.try_send_request(request));
         let mut timer = pin!(None::<Sleep>);
+        let mut patience = Patience::new(response_timeout);
         let answered = poll_fn(|cx| {
             let over = self.poll(cx).is_ready();
             for (status, fields) in interims() {
@@ -98,16 +100,8 @@ impl Http1 {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            // The VM's time begins when it has the whole request.
-            if let Some(limit) = response_timeout
-                && progress.as_ref().is_none_or(|progress| progress.is_done())
-            {
-                if timer.is_none() {
-                    timer.set(Some(tokio::time::sleep(limit)));
-                }
-                if timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
-                    return Poll::Ready(None);
-                }
+            if patience.poll(timer.as_mut(), progress.as_deref(), cx).is_ready() {
+                return Poll::Ready(None);
             }
             Poll::Pending
         })
@@ -256,6 +250,10 @@ fn interims() -> Vec<(StatusCode, HeaderMap)> {
 /// but what follows on this connection is not to be trusted.
 fn response_framing(response: &mut Response<Incoming>, head_only: bool) -> Result<bool, &'static str> {
     let bodiless = head_only || response.status() == StatusCode::NOT_MODIFIED;
+    // RFC 9110, section 15: what lies outside 100 to 599 is not valid.
+    if response.status().as_u16() >= 600 {
+        return Err("its status is not one of HTTP");
+    }
     let headers = response.headers_mut();
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let coded = match (codings.next(), codings.next()) {

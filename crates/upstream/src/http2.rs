@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, Sleep};
 
 use crate::client::{Outgoing, SendError};
-use crate::idle::Idle;
+use crate::idle::{Idle, Patience};
 use crate::stream::Stream;
 use crate::upload::Upload;
 
@@ -149,20 +149,13 @@ impl Http2 {
 
         let mut response = pin!(self.sender.try_send_request(request));
         let mut timer = pin!(None::<Sleep>);
+        let mut patience = Patience::new(response_timeout);
         let answered = poll_fn(|cx| {
             if let Poll::Ready(answer) = response.as_mut().poll(cx) {
                 return Poll::Ready(Some(answer));
             }
-            // The VM's time begins when it has the whole request.
-            if let Some(limit) = response_timeout
-                && progress.as_ref().is_none_or(|progress| progress.poll_done(cx).is_ready())
-            {
-                if timer.is_none() {
-                    timer.set(Some(tokio::time::sleep(limit)));
-                }
-                if timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
-                    return Poll::Ready(None);
-                }
+            if patience.poll(timer.as_mut(), progress.as_deref(), cx).is_ready() {
+                return Poll::Ready(None);
             }
             Poll::Pending
         })

@@ -26,6 +26,9 @@ pub(crate) struct Upload {
 #[derive(Default)]
 pub(crate) struct Progress {
     done: Cell<bool>,
+    taken: Cell<u64>,
+    /// The VM has asked for more, and the client has not sent it yet.
+    waits_for_client: Cell<bool>,
     allowed: Cell<bool>,
     held: Cell<bool>,
     waiter: Cell<Option<Waker>>,
@@ -38,13 +41,13 @@ impl Progress {
         self.done.get()
     }
 
-    /// Ready when the body is through or has failed; wakes the last caller then.
-    pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.done.get() {
-            return Poll::Ready(());
+    /// How many pieces the VM has taken, if the next step is the VM's; wakes the last caller when the
+    /// body is through or has failed.
+    pub(crate) fn vms_turn(&self, cx: &mut Context<'_>) -> Option<u64> {
+        if !self.done.get() {
+            self.observer.set(Some(cx.waker().clone()));
         }
-        self.observer.set(Some(cx.waker().clone()));
-        Poll::Pending
+        (!self.waits_for_client.get()).then(|| self.taken.get())
     }
 
     fn finish(&self) {
@@ -108,6 +111,8 @@ impl http_body::Body for Upload {
             this.wait = None;
         }
         let frame = Pin::new(&mut this.body).poll_frame(cx);
+        progress.waits_for_client.set(frame.is_pending());
+        progress.taken.set(progress.taken.get() + u64::from(frame.is_ready()));
         match &frame {
             Poll::Ready(None) => progress.finish(),
             Poll::Ready(Some(Err(failure))) => {

@@ -38,6 +38,8 @@ impl Connection {
         let io = Watched { io, seen: seen.clone() };
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(1 << 20).initial_connection_window_size(8 << 20).enable_push(false);
+        // What browsers suppose until they are told: 300 streams before the SETTINGS would be an attack.
+        builder.initial_max_send_streams(100);
         let (requests, connection) = builder.handshake(io).await.map_err(broken)?;
         tokio::spawn(connection);
         Ok(Connection { requests, seen })

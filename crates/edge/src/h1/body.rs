@@ -45,7 +45,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> RequestBody<IO> {
         loop {
             match self.wire.decode() {
                 Err(broken) => return Poll::Ready(Some(Err(Failure::because(Kind::ClientBody, broken)))),
-                Ok(Piece::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Piece::Data(data)) => {
+                    self.deadline.clear();
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
                 Ok(Piece::Trailers(mut fields)) => {
                     strip_trailers(&mut fields);
                     return Poll::Ready(Some(Ok(Frame::trailers(fields))));
@@ -82,7 +85,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> http_body::Body for RequestBody<IO> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let frame = self.poll(cx);
-        self.failed |= matches!(frame, Poll::Ready(Some(Err(_))));
+        if matches!(frame, Poll::Ready(Some(Err(_)))) {
+            self.failed = true;
+            self.wire.fail();
+        }
         frame
     }
 

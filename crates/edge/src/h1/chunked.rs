@@ -23,6 +23,8 @@ enum State {
     DataEnd,
     Trailers,
     Done,
+    /// Nobody knows where the next message begins; there is no way on from here.
+    Broken(Broken),
 }
 
 /// What came out.
@@ -45,8 +47,16 @@ impl Chunked {
         self.state == State::Done
     }
 
-    /// Takes the next piece from the front of the buffer.
+    /// Takes the next piece from the front of the buffer. Once broken it stays broken.
     pub(super) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Piece, Broken> {
+        let piece = self.step(buffer);
+        if let Err(broken) = piece {
+            self.state = State::Broken(broken);
+        }
+        piece
+    }
+
+    fn step(&mut self, buffer: &mut BytesMut) -> Result<Piece, Broken> {
         loop {
             match self.state {
                 State::Size => {
@@ -86,11 +96,15 @@ impl Chunked {
                             Ok(Piece::More)
                         };
                     };
+                    if end > MAX_TRAILERS {
+                        return Err(Broken("the trailer section is too large"));
+                    }
                     let section = buffer.split_to(end + 4);
                     self.state = State::Done;
                     return trailers(&section).map(Piece::Trailers);
                 }
                 State::Done => return Ok(Piece::End),
+                State::Broken(broken) => return Err(broken),
             }
         }
     }
@@ -200,6 +214,18 @@ mod tests {
         let (_, fields, rest) = decode("1\r\na\r\n0\r\nX-Sum: 1\r\nY: 2\r\n\r\nGET").unwrap();
         assert_eq!(fields.unwrap().get("x-sum").unwrap(), "1");
         assert_eq!(rest, "GET");
+    }
+
+    #[test]
+    fn what_is_broken_stays_broken() {
+        for text in ["zz\r\n0\r\n\r\n", "0\r\nX Y: 1\r\n\r\n0\r\n\r\n", "1\r\nabc0\r\n\r\n"] {
+            let mut decoder = Chunked::default();
+            let mut buffer = BytesMut::from(text);
+            while decoder.decode(&mut buffer).is_ok() {}
+            buffer.clear();
+            buffer.extend_from_slice(b"0\r\n\r\n");
+            assert!(decoder.decode(&mut buffer).is_err() && !decoder.is_done(), "{text:?}");
+        }
     }
 
     #[test]

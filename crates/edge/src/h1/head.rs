@@ -56,9 +56,11 @@ impl Search {
     /// # Errors
     /// The head is longer than `limit`.
     pub(super) fn end(&mut self, buffer: &mut BytesMut, limit: usize) -> Result<Option<usize>, Refusal> {
-        if self.seen == 0 {
-            let blank = buffer.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-            let _empty_lines = buffer.split_to(blank);
+        // A CR alone may be half an empty line.
+        if self.seen <= 1 {
+            while let Some(blank) = empty_line(buffer) {
+                let _empty = buffer.split_to(blank);
+            }
         }
         // A line end and one or two bytes may have been seen before.
         let from = self.seen.saturating_sub(2);
@@ -74,6 +76,15 @@ impl Search {
         }
         self.seen = buffer.len();
         if buffer.len() > limit { Err(too_long(buffer)) } else { Ok(None) }
+    }
+}
+
+/// The length of an empty line at the beginning.
+fn empty_line(buffer: &[u8]) -> Option<usize> {
+    match buffer {
+        [b'\r', b'\n', ..] => Some(2),
+        [b'\n', ..] => Some(1),
+        _ => None,
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Wire<IO> {
     pub(super) framing: RefCell<Framing>,
     /// The client waits for a 100 before it sends its body.
     pub(super) owes_continue: Cell<bool>,
+    /// The body failed: what follows it on this connection is not to be trusted.
+    failed: Cell<bool>,
     /// The loop has given the connection up; a body that is still held by somebody reads no more.
     abandoned: Cell<bool>,
 }
@@ -51,6 +53,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
             flushed: Cell::new(true),
             framing: RefCell::new(Framing::None),
             owes_continue: Cell::new(false),
+            failed: Cell::new(false),
             abandoned: Cell::new(false),
         }
     }
@@ -85,6 +88,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
             }
             Framing::Chunked(chunked) => chunked.decode(&mut input),
         }
+    }
+
+    pub(super) fn fail(&self) {
+        self.failed.set(true);
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.get()
     }
 
     pub(super) fn abandon(&self) {

@@ -1,6 +1,6 @@
 //! One HTTP/2 stream: a request and its response.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -23,11 +23,38 @@ use crate::peer::Peer;
 use crate::proxy;
 use crate::worker::Worker;
 
+/// What of a body nobody wanted is read away, and for how long.
+const DISCARD: usize = 256 * 1024;
+const LINGER: Duration = Duration::from_millis(500);
+
 const SEC_WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const SEC_WEBSOCKET_ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 
 /// The response side, also needed for interim responses while the request is being answered.
-type Respond = Rc<RefCell<SendResponse<Bytes>>>;
+struct Responder {
+    send: RefCell<SendResponse<Bytes>>,
+    /// The final head is out: an interim one would now be malformed.
+    answered: Cell<bool>,
+}
+
+type Respond = Rc<Responder>;
+
+impl Responder {
+    fn inform(&self, status: StatusCode, fields: HeaderMap) {
+        if !self.answered.get() {
+            let mut response = Response::new(());
+            *response.status_mut() = status;
+            *response.headers_mut() = fields;
+            // A client that has left is noticed elsewhere.
+            _ = self.send.borrow_mut().send_informational(response);
+        }
+    }
+
+    fn answer(&self, head: http::response::Parts, ended: bool) -> Result<SendStream<Bytes>, h2::Error> {
+        self.answered.set(true);
+        self.send.borrow_mut().send_response(Response::from_parts(head, ()), ended)
+    }
+}
 
 pub(super) async fn serve(
     worker: &Rc<Worker>,
@@ -36,7 +63,7 @@ pub(super) async fn serve(
     respond: SendResponse<Bytes>,
 ) {
     let _running = worker.begin();
-    let respond = Rc::new(RefCell::new(respond));
+    let respond = Rc::new(Responder { send: RefCell::new(respond), answered: Cell::new(false) });
     let (mut parts, upload) = request.into_parts();
     let head_only = parts.method == Method::HEAD;
     parts.extensions.insert(TakesTrailers);
@@ -68,19 +95,13 @@ pub(super) async fn serve(
     } else if connect && tunnel.is_none() {
         Some(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "This gateway is not a forward proxy.").plain())
     } else {
-        let interim = |status: StatusCode, fields: &HeaderMap| {
-            let mut response = Response::new(());
-            *response.status_mut() = status;
-            *response.headers_mut() = fields.clone();
-            // A client that has left is noticed elsewhere.
-            _ = respond.borrow_mut().send_informational(response);
-        };
+        let interim = |status: StatusCode, fields: &HeaderMap| respond.inform(status, fields.clone());
         let mut serving = pin!(proxy::serve(worker, peer, Request::from_parts(parts, body), &interim));
         poll_fn(|cx| {
             if let Poll::Ready(response) = serving.as_mut().poll(cx) {
                 return Poll::Ready(Some(response));
             }
-            respond.borrow_mut().poll_reset(cx).map(|_| None)
+            respond.send.borrow_mut().poll_reset(cx).map(|_| None)
         })
         .await
     };
@@ -110,7 +131,7 @@ async fn answer(
             head.headers.remove(UPGRADE);
             head.headers.remove(SEC_WEBSOCKET_ACCEPT);
             head.headers.remove(CONTENT_LENGTH);
-            let send = respond.borrow_mut().send_response(Response::from_parts(head, ()), false)?;
+            let send = respond.answer(head, false)?;
             Ok(tunnel.join(StreamIo::new(upload, send)).await?)
         }
         (Body::Tunnel(_), None) => Err("a tunnel that nobody asked for".into()),
@@ -141,7 +162,7 @@ async fn send(
         }
     }
     let ended = bodiless || body.is_end_stream();
-    let mut stream = respond.borrow_mut().send_response(Response::from_parts(head, ()), ended)?;
+    let mut stream = respond.answer(head, ended)?;
     if ended {
         return Ok(());
     }
@@ -219,7 +240,8 @@ async fn send_data(
 
 /// A request's body. Its window opens again as the VM takes it.
 struct Upload {
-    stream: RecvStream,
+    /// Taken out when the body is dropped.
+    stream: Option<RecvStream>,
     /// Of the announced length; h2 itself checks it.
     left: Option<u64>,
     /// The client waits for a 100 before it sends.
@@ -237,14 +259,22 @@ impl Upload {
         pause: Option<Duration>,
     ) -> Upload {
         let left = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        Upload { stream, left, expects, pause, deadline: Deadline::default(), in_trailers: false }
+        Upload {
+            stream: Some(stream),
+            left,
+            expects,
+            pause,
+            deadline: Deadline::default(),
+            in_trailers: false,
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
         if !self.in_trailers {
-            match ready!(self.stream.poll_data(cx)) {
+            match ready!(stream.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    self.stream.flow_control().release_capacity(data.len())?;
+                    stream.flow_control().release_capacity(data.len())?;
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -252,7 +282,7 @@ impl Upload {
                 None => self.in_trailers = true,
             }
         }
-        match ready!(self.stream.poll_trailers(cx)) {
+        match ready!(stream.poll_trailers(cx)) {
             Ok(Some(mut trailers)) => {
                 strip_trailers(&mut trailers);
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))
@@ -271,12 +301,8 @@ impl http_body::Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        if let Some(respond) = self.expects.take()
-            && let Ok(mut respond) = respond.try_borrow_mut()
-        {
-            let mut go_on = Response::new(());
-            *go_on.status_mut() = StatusCode::CONTINUE;
-            _ = respond.send_informational(go_on);
+        if let Some(respond) = self.expects.take() {
+            respond.inform(StatusCode::CONTINUE, HeaderMap::new());
         }
         match self.poll(cx) {
             Poll::Ready(frame) => {
@@ -301,11 +327,29 @@ impl http_body::Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
         self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Drop for Upload {
+    /// Reads away for a moment what nobody wanted: some clients (curl before 8) take the reset that asks
+    /// them to stop for the loss of an answer they have already been given.
+    fn drop(&mut self) {
+        let Some(mut stream) = self.stream.take().filter(|stream| !stream.is_end_stream()) else { return };
+        tokio::task::spawn_local(tokio::time::timeout(LINGER, async move {
+            let mut left = DISCARD;
+            while let Some(Ok(data)) = stream.data().await {
+                let released = stream.flow_control().release_capacity(data.len());
+                left = left.saturating_sub(data.len());
+                if released.is_err() || left == 0 {
+                    break;
+                }
+            }
+        }));
     }
 }
 

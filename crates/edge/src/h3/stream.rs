@@ -1,10 +1,12 @@
 //! One HTTP/3 request stream.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -30,6 +32,8 @@ const DISCARD: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
 /// What is written at a time: a client that is slow but reads must get through it within the limit.
 const PIECE: usize = 32 * 1024;
+/// How long the FIN of a request that should have no body is waited for; then it has one.
+const PEEK: Duration = Duration::from_millis(100);
 const STOP_WAIT: Duration = Duration::from_secs(30);
 
 type Send = RequestStream<h3_quinn::SendStream<Bytes>, Bytes>;
@@ -76,39 +80,84 @@ pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, mut resolver: Resolv
     let (mut parts, ()) = request.into_parts();
     parts.version = Version::HTTP_3;
     parts.extensions.insert(TakesTrailers);
-    // There are no interim responses in this layer, so nobody would be told to go on.
-    parts.headers.remove(EXPECT);
+    let interims = Rc::new(Interims::default());
+    let expects = parts.headers.contains_key(EXPECT).then(|| interims.clone());
     let head_only = parts.method == Method::HEAD;
 
     let length = match check(&parts.headers) {
         Ok(length) => length,
         Err(sentence) => {
             // RFC 9114, section 4.1.2: malformed; an answer is allowed, and says more than a reset.
-            let _unread = Upload::new(recv, None, None);
+            let _unread = Upload::new(recv, None, None, None);
             let response = Answer::new(StatusCode::BAD_REQUEST, sentence).plain();
             _ = answer(&mut send, response, head_only, timeouts.keep_alive).await;
             return;
         }
     };
-    let mut upload = Upload::new(recv, length, timeouts.request_body);
+    let mut upload = Upload::new(recv, length, expects, timeouts.request_body);
     // The FIN of a request without body may come a packet later; a VM should not see an empty body then.
     let expected = upload.left.is_some_and(|left| left > 0) || carries_content(&parts.method);
     if !expected {
-        upload.peek().await;
+        _ = timeout(PEEK, upload.peek()).await;
     }
     let body = if upload.ended { Body::Empty } else { Body::stream(upload) };
 
     let response = if parts.method == Method::CONNECT {
-        Some(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "This gateway is not a forward proxy.").plain())
+        Answer::new(StatusCode::METHOD_NOT_ALLOWED, "This gateway is not a forward proxy.").plain()
     } else {
-        let interim = |_: StatusCode, _: &HeaderMap| {};
-        Some(proxy::serve(worker, peer, Request::from_parts(parts, body), &interim).await)
+        let interim = |status: StatusCode, fields: &HeaderMap| interims.put(status, fields.clone());
+        let mut serving = pin!(proxy::serve(worker, peer, Request::from_parts(parts, body), &interim));
+        loop {
+            let next = poll_fn(|cx| match serving.as_mut().poll(cx) {
+                Poll::Ready(response) => Poll::Ready(Err(response)),
+                Poll::Pending => interims.poll(cx).map(Ok),
+            });
+            match next.await {
+                Err(response) => break response,
+                Ok(interim) => {
+                    if within(timeouts.keep_alive, send.send_response(interim)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
     };
-    if let Some(response) = response
-        && let Err(error) = answer(&mut send, response, head_only, timeouts.keep_alive).await
-    {
+    if let Err(error) = answer(&mut send, response, head_only, timeouts.keep_alive).await {
         tracing::debug!(peer = %peer.address, %error, "HTTP/3 stream ended");
         send.stop_stream(Code::H3_INTERNAL_ERROR);
+    }
+}
+
+/// Interim responses waiting to be written: they come from code that cannot wait.
+#[derive(Default)]
+struct Interims {
+    queue: RefCell<VecDeque<Response<()>>>,
+    writer: Cell<Option<Waker>>,
+}
+
+impl Interims {
+    fn put(&self, status: StatusCode, fields: HeaderMap) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        *response.headers_mut() = fields;
+        let mut queue = self.queue.borrow_mut();
+        // A VM that says nothing but 1xx must not fill our memory.
+        if queue.len() < 16 {
+            queue.push_back(response);
+        }
+        if let Some(writer) = self.writer.take() {
+            writer.wake();
+        }
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Response<()>> {
+        match self.queue.borrow_mut().pop_front() {
+            Some(response) => Poll::Ready(response),
+            None => {
+                self.writer.set(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
     }
 }
 
@@ -194,6 +243,8 @@ struct Upload {
     recv: Option<Recv>,
     /// Taken out by [`Upload::peek`].
     first: Option<Bytes>,
+    /// The client waits for a 100 before it sends.
+    expects: Option<Rc<Interims>>,
     /// Of the announced length, which h3 does not check.
     left: Option<u64>,
     pause: Option<Duration>,
@@ -203,10 +254,11 @@ struct Upload {
 }
 
 impl Upload {
-    fn new(recv: Recv, left: Option<u64>, pause: Option<Duration>) -> Upload {
+    fn new(recv: Recv, left: Option<u64>, expects: Option<Rc<Interims>>, pause: Option<Duration>) -> Upload {
         Upload {
             recv: Some(recv),
             first: None,
+            expects,
             left,
             pause,
             deadline: Deadline::default(),
@@ -280,6 +332,9 @@ impl http_body::Body for Upload {
         }
         if self.ended {
             return Poll::Ready(None);
+        }
+        if let Some(interims) = self.expects.take() {
+            interims.put(StatusCode::CONTINUE, HeaderMap::new());
         }
         match self.poll(cx) {
             Poll::Ready(frame) => {

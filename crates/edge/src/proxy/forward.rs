@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use foregate_exchange::head::{self, Origin, Wish};
 use foregate_exchange::{Body, Failure, Kind, Side};
-use foregate_routing::{Address, Matched, Pick, Pool, RequestView, UpstreamHost, Variables};
+use foregate_routing::{Address, HeaderEdit, Matched, Pick, Pool, RequestView, UpstreamHost, Variables};
 use foregate_upstream::{Outgoing, SendError, Transport};
-use http::header::{CONTENT_LENGTH, HOST, SET_COOKIE, TE, UPGRADE};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, SET_COOKIE, TE, UPGRADE};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
@@ -58,15 +58,17 @@ impl Forwarding<'_> {
         // The client may have asked for trailers in words; HTTP/2 and 3 take them without asking.
         let ask_trailers = self.takes_trailers && headers.contains_key(TE);
         let repeatable = self.method.is_idempotent() && matches!(body, Body::Empty);
+        // Which VM a client belongs to is between it and us, whatever the VMs get to see of its cookies.
+        let cookies = self.edits_cookies().then(|| cookies_of(&headers));
         self.clean(&mut headers);
 
         let mut tried: Vec<usize> = Vec::new();
         let mut failure: Option<Failure> = None;
         for left in (0..=RETRIES).rev() {
             let now = self.worker.now_nanos();
-            let pick = pool
-                .pick_sticky(&headers, &tried)
-                .or_else(|| pool.pick(key, &tried, self.worker.roll(), now));
+            let carried = cookies.as_ref().unwrap_or(&headers);
+            let pick =
+                pool.pick_sticky(carried, &tried).or_else(|| pool.pick(key, &tried, self.worker.roll(), now));
             let Some(pick) = pick else { break };
             let endpoint = pick.member.endpoint.clone();
             let link = match self.worker.client.connect(&endpoint, transport, self.wish.is_some()).await {
@@ -79,7 +81,7 @@ impl Forwarding<'_> {
                 }
             };
             let (index, reused) = (pick.index, link.reused());
-            let cookie = pool.sticky_cookie(&headers, index, secure);
+            let cookie = pool.sticky_cookie(cookies.as_ref().unwrap_or(&headers), index, secure);
             // Whoever keeps connections open meets one that the VM is just closing; only then, or when
             // the method allows it, is a second copy of the head needed.
             let spare = (left > 0 && (reused || repeatable)).then(|| headers.clone());
@@ -125,6 +127,12 @@ impl Forwarding<'_> {
             }
         }
         Err(self.give_up(pool, failure))
+    }
+
+    fn edits_cookies(&self) -> bool {
+        self.matched.route.policy.request_headers.iter().any(|edit| match edit {
+            HeaderEdit::Set(name, _) | HeaderEdit::Add(name, _) | HeaderEdit::Remove(name) => *name == COOKIE,
+        })
     }
 
     fn view<'v>(&'v self, headers: &'v HeaderMap) -> RequestView<'v> {
@@ -240,6 +248,10 @@ impl Forwarding<'_> {
             tracing::warn!(request_id, pool, backend, failure = kind, reason = %failure, again, "backend failed");
         }
     }
+}
+
+fn cookies_of(headers: &HeaderMap) -> HeaderMap {
+    headers.get_all(COOKIE).iter().map(|value| (COOKIE, value.clone())).collect()
 }
 
 /// A body beyond the route's `request_body`.

@@ -73,6 +73,7 @@ pub(super) fn compile(
             redirect_to_https: redirect,
             hsts: hsts.and_then(|hsts| hsts.compile()),
             tls_min_version: layer.tls.min_version.unwrap_or(tls.min_version),
+            response_headers: layer.policy.clone().compile(server.request_body).response_headers,
             routes: assembly.routes(site, &layer, server.request_body),
         };
         assembly.builder.add_site(spec);
