@@ -153,6 +153,35 @@ fn a_warning_is_no_error() {
     );
 }
 
+/// What works, but not as its author may think.
+#[test]
+fn what_has_no_effect_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("warns.toml");
+    let site = "[sites.\"a.test\"]\npool = \"127.0.0.1:80\"\n";
+    for (text, words) in [
+        ("[tls]\nself_signed = true\n".to_owned(), &["no site: every request is answered 404"][..]),
+        (
+            format!("[server]\nhttps = \"off\"\nredirect_to_https = true\n{site}"),
+            &["no effect", "warns.toml:3:21"],
+        ),
+        (
+            format!("[server]\nhttps = \"off\"\n{site}redirect_to_https = true\n"),
+            &["no effect", "warns.toml:5:21"],
+        ),
+        (format!("[server]\nhttps = \"off\"\nredirect_to_https = false\n{site}"), &[]),
+    ] {
+        std::fs::write(&file, &text).unwrap();
+        let output = check(&file);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(0), "{text}: {said}");
+        assert_eq!(said.matches("warning: ").count(), words.len().min(1), "{text}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{text}: {word} in {said}");
+        }
+    }
+}
+
 #[test]
 fn certificates_are_opened_by_check() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,11 +5,11 @@
 
 use foregate_tests::{
     Delivery, Gateway, Incoming, Io, Origin, Reader, Version, eventually, gateway, get, latin1, origin,
-    parse_response, raw,
+    parse_response, raw, within,
 };
 use tokio::io::{AsyncWriteExt, ReadHalf};
 
-/// What may have come to the VM.
+/// What may have come to the VM. That its lines end in CR LF, and its framing is beyond doubt, the origin sees to.
 #[derive(Clone, Copy, Debug)]
 enum Arrives {
     Nothing,
@@ -17,10 +17,8 @@ enum Arrives {
     One(&'static str),
     /// Nothing, or a request that was visibly broken off.
     Broken,
-    /// With 200 exactly one request with this body, with anything else nothing: both are allowed.
-    Either(&'static str),
 }
-use Arrives::{Broken, Either, Nothing, One};
+use Arrives::{Broken, Nothing, One};
 
 /// A literal request. `@` in it becomes a target of this case alone. Status 0 is a connection closed in silence.
 struct Case(&'static str, &'static [u8], &'static [u16], Arrives);
@@ -30,7 +28,7 @@ const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: shop.test\r\n\r\n";
 const CASES: &[Case] = &[
     // --- the request line
     Case("ordinary", b"GET /@ HTTP/1.1\r\nHost: shop.test\r\n\r\n", &[200], One("")),
-    Case("empty line before it", b"\r\nGET /@ HTTP/1.1\r\nHost: shop.test\r\n\r\n", &[200, 400], Either("")),
+    Case("empty line before it", b"\r\nGET /@ HTTP/1.1\r\nHost: shop.test\r\n\r\n", &[200], One("")),
     Case("space before it", b" GET /@ HTTP/1.1\r\nHost: shop.test\r\n\r\n", &[400], Nothing),
     Case("no method", b"/@ HTTP/1.1\r\nHost: shop.test\r\n\r\n", &[400], Nothing),
     Case("method is no token", b"G@T /@ HTTP/1.1\r\nHost: shop.test\r\n\r\n", &[400], Nothing),
@@ -44,7 +42,7 @@ const CASES: &[Case] = &[
     Case("star with GET", b"GET * HTTP/1.1\r\nHost: shop.test\r\n\r\n", &[400], Nothing),
     Case("CONNECT", b"CONNECT shop.test:443 HTTP/1.1\r\nHost: shop.test:443\r\n\r\n", &[405], Nothing),
     Case("HTTP/0.9", b"GET /@\r\n\r\n", &[400], Nothing),
-    Case("HTTP/1.2", b"GET /@ HTTP/1.2\r\nHost: shop.test\r\n\r\n", &[200, 400, 505], Either("")),
+    Case("HTTP/1.2", b"GET /@ HTTP/1.2\r\nHost: shop.test\r\n\r\n", &[505], Nothing),
     Case("HTTP/2.0", b"GET /@ HTTP/2.0\r\nHost: shop.test\r\n\r\n", &[400, 505], Nothing),
     Case("HTTP/1.10", b"GET /@ HTTP/1.10\r\nHost: shop.test\r\n\r\n", &[400, 505], Nothing),
     Case("lower-case http", b"GET /@ http/1.1\r\nHost: shop.test\r\n\r\n", &[400, 505], Nothing),
@@ -79,16 +77,16 @@ const CASES: &[Case] = &[
     Case("name is no token", b"GET /@ HTTP/1.1\r\nHost: shop.test\r\nX(Y): a\r\n\r\n", &[400], Nothing),
     Case("no name", b"GET /@ HTTP/1.1\r\nHost: shop.test\r\n: a\r\n\r\n", &[400], Nothing),
     Case("no colon", b"GET /@ HTTP/1.1\r\nHost: shop.test\r\nX-A\r\n\r\n", &[400], Nothing),
-    Case("bare LF everywhere", b"GET /@ HTTP/1.1\nHost: shop.test\nX: a\n\n", &[200, 400], Either("")),
-    Case("one bare LF", b"GET /@ HTTP/1.1\r\nHost: shop.test\nX: a\r\n\r\n", &[200, 400], Either("")),
+    Case("bare LF everywhere", b"GET /@ HTTP/1.1\nHost: shop.test\nX: a\n\n", &[200], One("")),
+    Case("one bare LF", b"GET /@ HTTP/1.1\r\nHost: shop.test\nX: a\r\n\r\n", &[200], One("")),
     Case("LF and fold", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding:\n chunked\r\n\r\n0\r\n\r\n", &[400], Nothing),
     Case("obs-text in value", b"GET /@ HTTP/1.1\r\nHost: shop.test\r\nX: \xe4\xff\r\n\r\n", &[200], One("")),
     // --- Content-Length
     Case("length", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5\r\n\r\nhello", &[200], One("hello")),
     Case("two lengths", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", &[400], Nothing),
-    Case("the same length twice", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", &[200, 400], Either("hello")),
+    Case("the same length twice", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", &[400], Nothing),
     Case("two lengths in one", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5, 6\r\n\r\nhello!", &[400], Nothing),
-    Case("the same in one", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5, 5\r\n\r\nhello", &[200, 400], Either("hello")),
+    Case("the same in one", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5, 5\r\n\r\nhello", &[400], Nothing),
     Case("plus", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: +5\r\n\r\nhello", &[400], Nothing),
     Case("minus", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: -5\r\n\r\nhello", &[400], Nothing),
     Case("hexadecimal", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 0x5\r\n\r\nhello", &[400], Nothing),
@@ -101,8 +99,8 @@ const CASES: &[Case] = &[
     // --- Transfer-Encoding
     Case("chunked", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", &[200], One("hello")),
     Case("Chunked", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTRANSFER-ENCODING:\tChunked \r\n\r\n5\r\nhello\r\n0\r\n\r\n", &[200], One("hello")),
-    Case("length and chunked", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG", &[400, 200], Either("")),
-    Case("chunked and length", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n", &[400, 200], Either("hello")),
+    Case("length and chunked", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG", &[400], Nothing),
+    Case("chunked and length", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n", &[400], Nothing),
     Case("chunked, identity", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", &[501], Nothing),
     Case("identity, chunked", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n", &[501], Nothing),
     Case("gzip, chunked", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", &[501], Nothing),
@@ -114,13 +112,13 @@ const CASES: &[Case] = &[
     Case("vertical tab", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", &[400], Nothing),
     Case("empty coding", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding:\r\nContent-Length: 5\r\n\r\nhello", &[400, 501], Nothing),
     Case("space before the coding's colon", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n", &[400], Nothing),
-    Case("underscore", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer_Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", &[200, 400], Either("0\r\n\r\n")),
+    Case("underscore", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer_Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", &[200], One("0\r\n\r\n")),
     Case("chunked on HTTP/1.0", b"POST /@ HTTP/1.0\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", &[400], Nothing),
-    Case("chunked named by Connection", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nConnection: Transfer-Encoding, Content-Length\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", &[200, 400], Either("hello")),
-    Case("length named by Connection", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nConnection: Content-Length\r\nContent-Length: 43\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: shop.test\r\n\r\n", &[200, 400], Either("GET /smuggled HTTP/1.1\r\nHost: shop.test\r\n\r\n")),
+    Case("chunked named by Connection", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nConnection: Transfer-Encoding, Content-Length\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", &[200], One("hello")),
+    Case("length named by Connection", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nConnection: Content-Length\r\nContent-Length: 43\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: shop.test\r\n\r\n", &[200], One("GET /smuggled HTTP/1.1\r\nHost: shop.test\r\n\r\n")),
     // --- chunks
     Case("extension", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b;c\r\nhello\r\n0;x\r\n\r\n", &[200], One("hello")),
-    Case("zeros before the size", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n0005\r\nhello\r\n000\r\n\r\n", &[200, 400], Either("hello")),
+    Case("zeros before the size", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n0005\r\nhello\r\n000\r\n\r\n", &[200], One("hello")),
     Case("size is no number", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nhello\r\n0\r\n\r\n", &[400], Broken),
     Case("size with 0x", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n", &[400], Broken),
     Case("size with a sign", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n+5\r\nhello\r\n0\r\n\r\n", &[400], Broken),
@@ -131,9 +129,9 @@ const CASES: &[Case] = &[
     Case("less data than the size", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n7\r\nhello\r\n0\r\n\r\n", &[400], Broken),
     Case("no CRLF after the data", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello0\r\n\r\n", &[400], Broken),
     Case("a bad second chunk", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\nhello\r\n0\r\n\r\n", &[400], Broken),
-    Case("bare LF after the size", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n", &[400, 200], Either("hello")),
+    Case("bare LF after the size", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n", &[400], Broken),
     Case("bare CR in an extension", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n5;\rx\r\nhello\r\n0\r\n\r\n", &[400], Broken),
-    Case("a LF in an extension", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n2;\nxx\r\n2a\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: shop.test\r\n\r\n\r\n0\r\n\r\n", &[400, 200], Broken),
+    Case("a LF in an extension", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n2;\nxx\r\n2a\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: shop.test\r\n\r\n\r\n0\r\n\r\n", &[400], Broken),
     Case("a trailer without a colon", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTrailer: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nx\r\n\r\n", &[400], Broken),
     Case("a space before a trailer's colon", b"POST /@ HTTP/1.1\r\nHost: shop.test\r\nTrailer: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nx : y\r\n\r\n", &[400], Broken),
     // --- protocols one might be upgraded to
@@ -179,6 +177,12 @@ async fn provoke(gw: &Gateway, version: Version, bytes: &[u8]) -> (u16, Option<S
     (status, Some(reader))
 }
 
+/// What is answered after that.
+async fn next(reader: Option<Side>) -> std::io::Result<Option<(u16, bool, String)>> {
+    let mut reader = reader.unwrap();
+    within("the connection's end", response(&mut reader, "GET")).await
+}
+
 async fn judge(case: &Case, target: &str, status: u16, vm: &Origin) -> Result<(), String> {
     let Case(_, _, allowed, arrives) = *case;
     if !allowed.contains(&status) {
@@ -194,9 +198,6 @@ async fn judge(case: &Case, target: &str, status: u16, vm: &Origin) -> Result<()
     };
     match arrives {
         One(body) => one(body),
-        Either(body) if status == 200 => one(body),
-        // That the VM answered says that it took the request for whole; then it must be just that.
-        Broken if status == 200 && seen().len() == 1 => Ok(()),
         Broken => {
             let fate = async {
                 eventually("the end of a broken request", || {
@@ -209,8 +210,8 @@ async fn judge(case: &Case, target: &str, status: u16, vm: &Origin) -> Result<()
                 other => Err(format!("status {status}, at the VM: {other:?}")),
             }
         }
-        Nothing | Either(_) if seen().is_empty() => Ok(()),
-        Nothing | Either(_) => Err(format!("status {status}, and yet at the VM: {:?}", seen())),
+        Nothing if seen().is_empty() => Ok(()),
+        Nothing => Err(format!("status {status}, and yet at the VM: {:?}", seen())),
     }
 }
 
@@ -230,7 +231,13 @@ async fn every_malformed_request_is_refused_and_nothing_of_it_reaches_a_vm() {
                     if *b == b'@' && number_of(case) { target.as_bytes()[1..].to_vec() } else { vec![*b] }
                 })
                 .collect();
-            let (status, _) = provoke(&gw, version, &text).await;
+            // Where a broken body ends nobody knows: what follows it must not be taken for a request.
+            let broken = matches!(case.3, Broken);
+            let text = if broken { [&text, SMUGGLED.as_bytes()].concat() } else { text };
+            let (status, reader) = provoke(&gw, version, &text).await;
+            if broken && let Ok(Some(next)) = next(reader).await {
+                wrong.push(format!("{:?}: and then {next:?}", case.0));
+            }
             if let Err(why) = judge(case, &target, status, &vm).await {
                 wrong.push(format!("{:?} ({:?}): {why}", case.0, latin1(case.1)));
             }
@@ -310,7 +317,7 @@ async fn pipelined_requests_stay_apart() {
     gw.stop().await;
 }
 
-/// After `Transfer-Encoding` beside `Content-Length` the connection is not used again, whichever won.
+/// After `Transfer-Encoding` beside `Content-Length` the connection is not used again.
 #[tokio::test]
 async fn doubtful_framing_ends_the_connection() {
     let vm = origin().start().await;
@@ -319,11 +326,12 @@ async fn doubtful_framing_ends_the_connection() {
         let both = format!(
             "POST /x HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{SMUGGLED}"
         );
-        let (_, reader) = provoke(&gw, version, both.as_bytes()).await;
-        let next = response(&mut reader.unwrap(), "GET").await;
+        let (status, reader) = provoke(&gw, version, both.as_bytes()).await;
+        assert_eq!(status, 400, "{version:?}");
+        let next = next(reader).await;
         assert!(!matches!(next, Ok(Some(_))), "{version:?}: {next:?}");
     }
-    assert!(vm.requests().iter().all(|r| r.target != "/smuggled"));
+    assert!(vm.requests().is_empty(), "{:?}", vm.requests());
     gw.stop().await;
 }
 

@@ -100,7 +100,11 @@ fn preference(accept: Option<&HeaderValue>) -> Form {
     for kind in accepted.split(',') {
         let mut parameters = kind.split(';').map(str::trim);
         let kind = parameters.next().unwrap_or_default();
-        if parameters.any(|parameter| matches!(parameter, "q=0" | "q=0.0" | "q=0.00" | "q=0.000")) {
+        let weight = parameters.find_map(|parameter| {
+            let (name, value) = parameter.split_once('=')?;
+            name.trim().eq_ignore_ascii_case("q").then(|| value.trim().parse::<f32>().ok())?
+        });
+        if weight == Some(0.0) {
             continue;
         }
         if kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case("application/xhtml+xml") {
@@ -141,7 +145,7 @@ mod tests {
         assert_eq!(form("application/json, text/html"), Form::Json);
         assert_eq!(form("application/vnd.api+json"), Form::Json);
         assert_eq!(form("*/*"), Form::Text);
-        assert_eq!(form("text/html;q=0, application/json"), Form::Json);
+        assert_eq!(form("text/html ; Q=0.000, application/json"), Form::Json);
         assert_eq!(preference(None), Form::Text);
     }
 }

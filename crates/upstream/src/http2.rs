@@ -168,6 +168,10 @@ impl Http2 {
                 Err(SendError { failure: client_side.unwrap_or_else(|| failure(error.into_error())), unsent })
             }
             Some(Ok(response)) => {
+                if response.status().as_u16() >= 600 {
+                    let failure = Failure::because(Kind::BadResponse, "its status is not one of HTTP");
+                    return Err(SendError { failure, unsent: None });
+                }
                 let (mut parts, incoming) = response.into_parts();
                 // hyper takes a reset without error in mid-body for its end; the announced length knows.
                 let length =
@@ -189,7 +193,9 @@ impl Http2 {
 
 /// What hyper's error says about the VM.
 fn failure(error: hyper::Error) -> Failure {
-    Failure::within(&error).unwrap_or_else(|| Failure::because(Kind::Reset, error))
+    // A connection whose VM answers no ping.
+    let kind = if error.is_timeout() { Kind::HeadTimeout } else { Kind::Reset };
+    Failure::within(&error).unwrap_or_else(|| Failure::because(kind, error))
 }
 
 /// A response body. Dropping it before its end resets the stream, so the VM stops.

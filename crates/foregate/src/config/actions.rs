@@ -72,6 +72,12 @@ impl Action {
         };
         Some(Action { place: table.key_place(key), kind: kind.unwrap_or(ActionKind::Unreadable) })
     }
+
+    /// An action whose name has a slip in it. Call it when all other keys of the table are known.
+    pub(super) fn misspelt(table: &Table<'_>) -> Option<Action> {
+        let action = || Action { place: table.place(), kind: ActionKind::Unreadable };
+        table.misspells(&ACTIONS).then(action)
+    }
 }
 
 impl PoolRef {
@@ -93,11 +99,11 @@ fn read_split(value: &Value<'_>, on: Option<&Value<'_>>) -> Option<ActionKind> {
     let arms = value.at_least_one(|one| {
         let table = one.table_or("a table such as { pool = \"app\", weight = 95 }")?;
         let pool = table.get("pool");
-        if pool.is_none() {
-            table.problem(Problem::error(table.place(), "an arm of a split needs `pool`"));
-        }
         let weight =
             table.read("weight", |value| value.number::<u32>(0, 1_000_000, "a number from 0 to 1000000"));
+        if pool.is_none() && !table.misspells(&["pool"]) {
+            table.problem(Problem::absence(table.place(), "an arm of a split needs `pool`"));
+        }
         table.finish();
         Some((PoolRef::read(&pool?)?, weight.unwrap_or(1)))
     });
@@ -128,7 +134,7 @@ fn read_redirect(value: &Value<'_>, paths: Option<&[Placed<PathPattern>]>) -> Op
     let table = value.table_or("a table such as { to = \"https://example.com{uri}\", status = 308 }")?;
     let to = table.get("to");
     if to.is_none() {
-        table.problem(Problem::error(table.place(), "a redirect needs `to`"));
+        table.problem(Problem::absence(table.place(), "a redirect needs `to`"));
     }
     let status = table.get("status").map_or(Some(StatusCode::PERMANENT_REDIRECT), |value| {
         const STATUSES: &str = "301, 302, 303, 307 or 308";

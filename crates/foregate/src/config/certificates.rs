@@ -25,7 +25,7 @@ pub(super) fn compile(
     problems: &Problems,
 ) -> (CertificateStore, Vec<SelfSigned>) {
     let mut gathered = Gathered::default();
-    let mut sound = tls.sound;
+    let mut sound = tls.sound && server.ports_known;
     for files in &tls.certificates {
         if let Some(certificate) = open(files, &mut gathered.opened, problems) {
             gathered.names.extend(certificate.names().iter().cloned());

@@ -54,8 +54,14 @@ pub(super) fn compile(
     let served = !server.settings.https.is_empty();
     for site in &sites {
         let layer = site.layer.clone().over(&site_defaults);
-        check_addresses(&layer, &server.settings.addresses, problems);
-        let redirect = layer.redirect_to_https.unwrap_or(server.redirect_to_https) && served;
+        if server.addresses_known {
+            check_addresses(&layer, &server.settings.addresses, problems);
+        }
+        let redirect = layer.redirect_to_https.as_ref().or(server.redirect_to_https.as_ref());
+        if let Some(written) = redirect.filter(|redirect| redirect.value && !served) {
+            warn_of_vain_redirect(written, problems);
+        }
+        let redirect = redirect.is_none_or(|redirect| redirect.value) && served;
         let hsts = layer.hsts.as_ref().value();
         if hsts.is_some_and(|hsts| hsts.preload_is_vain()) {
             let message = format!("browsers will not preload the site `{}`", site.name.value);
@@ -79,7 +85,14 @@ pub(super) fn compile(
         assembly.builder.add_site(spec);
         layers.push((site, layer));
     }
+    if let Some(written) = server.redirect_to_https.as_ref().filter(|redirect| redirect.value && !served) {
+        warn_of_vain_redirect(written, problems);
+    }
+    if sites.is_empty() {
+        problems.push(Problem::overall("no site: every request is answered 404"));
+    }
     refuse_equal_hosts(&layers, problems);
+    layers.retain(|(site, _)| !site.passthrough);
     assembly.warn_of_unused();
     let (store, self_signed) = certificates::compile(&tls, &layers, &server, problems);
     if problems.any_error() {
@@ -252,7 +265,7 @@ impl Assembly<'_> {
         own: Option<&ActionSpec>,
         route: &RouteDraft,
     ) -> Option<ActionSpec> {
-        if site.action.is_none() {
+        if site.action.is_none() && !site.passthrough {
             let message = format!(
                 "this route does nothing, and the site `{}` has no action of its own",
                 site.name.value
@@ -305,6 +318,11 @@ impl Assembly<'_> {
             self.problems.push(problem);
         }
     }
+}
+
+fn warn_of_vain_redirect(written: &Placed<bool>, problems: &Problems) {
+    let message = "`redirect_to_https` has no effect while `https` is off";
+    problems.push(Problem::warning(written.place, message).help("remove it, or give `https` a port"));
 }
 
 /// A site's addresses are among those of the server, or under one of its wildcards.

@@ -145,6 +145,16 @@ impl<'a> Table<'a> {
         key.map_or(self.place, |(key, _)| self.reading.source.place(key.span()))
     }
 
+    /// Whether one of these keys is there with a slip in it, which [`Table::finish`] tells: that it is missing
+    /// is then no news. Call it when all other keys are known.
+    pub(super) fn misspells(&self, keys: &[&str]) -> bool {
+        let known = self.known.borrow();
+        let meant = |key: &str| suggest::nearest(key, known.iter().copied());
+        let mut unknown =
+            self.entries.keys().map(|key| key.get_ref()).filter(|key| !known.contains(&key.as_ref()));
+        unknown.any(|key| meant(key).is_some_and(|word| keys.contains(&word)))
+    }
+
     /// Reports every key that nothing asked for.
     pub(super) fn finish(self) {
         let known = self.known.borrow();
@@ -202,6 +212,11 @@ impl<'a> Value<'a> {
 
     /// Notes that the value is of the wrong kind.
     pub(super) fn must_be<T>(&self, expected: &str) -> Option<T> {
+        self.must_be_or(expected, None)
+    }
+
+    /// The same with advice.
+    fn must_be_or<T>(&self, expected: &str, help: Option<String>) -> Option<T> {
         let found = match self.node.get_ref() {
             DeValue::String(_) => "a string",
             DeValue::Integer(_) => "an integer",
@@ -211,11 +226,23 @@ impl<'a> Value<'a> {
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
         };
-        self.problem(Problem::error(
-            self.place(),
-            format!("`{}` must be {expected}, not {found}", self.name),
-        ));
+        let problem =
+            Problem::error(self.place(), format!("`{}` must be {expected}, not {found}", self.name));
+        self.problem(match help {
+            Some(help) => problem.help(help),
+            None => problem,
+        });
         None
+    }
+
+    /// A number or a boolean as it is written, and what to do where it should have been a string.
+    fn bare(&self) -> Option<(&'a str, String)> {
+        let node = self.node.get_ref();
+        if !(node.is_integer() || node.is_float() || node.is_bool()) {
+            return None;
+        }
+        let text = self.reading.source.text.get(self.node.span())?;
+        Some((text, format!("write it with quotes: \"{text}\"")))
     }
 
     pub(super) fn table(&self) -> Option<Table<'a>> {
@@ -268,7 +295,20 @@ impl<'a> Value<'a> {
     }
 
     pub(super) fn text(&self, expected: &str, braces: Braces) -> Option<Placed<String>> {
-        let Some(text) = self.node.get_ref().as_str() else { return self.must_be(expected) };
+        self.text_if(expected, braces, |_| true)
+    }
+
+    /// The same; quotes are advised where `fits` takes what stands there without them.
+    fn text_if(
+        &self,
+        expected: &str,
+        braces: Braces,
+        fits: impl FnOnce(&str) -> bool,
+    ) -> Option<Placed<String>> {
+        let Some(text) = self.node.get_ref().as_str() else {
+            let quoted = self.bare().filter(|(text, _)| fits(text));
+            return self.must_be_or(expected, quoted.map(|(_, help)| help));
+        };
         match reference::resolve(text, self.reading.source, braces) {
             Ok(text) => Some(Placed::new(text.into_owned(), self.place())),
             Err(unresolved) => {
@@ -291,9 +331,9 @@ impl<'a> Value<'a> {
     pub(super) fn parse<T>(
         &self,
         expected: &str,
-        parse: impl FnOnce(&str) -> Result<T, Misfit>,
+        mut parse: impl FnMut(&str) -> Result<T, Misfit>,
     ) -> Option<Placed<T>> {
-        let text = self.text(expected, Braces::Text)?;
+        let text = self.text_if(expected, Braces::Text, |bare| parse(bare).is_ok())?;
         match parse(&text.value) {
             Ok(value) => Some(Placed::new(value, text.place)),
             Err(misfit) => {
@@ -307,10 +347,17 @@ impl<'a> Value<'a> {
         self.switch("true or false")
     }
 
+    pub(super) fn placed_bool(&self) -> Option<Placed<bool>> {
+        self.bool().map(|value| Placed::new(value, self.place()))
+    }
+
     /// A boolean where something else could stand as well.
     pub(super) fn switch(&self, expected: &str) -> Option<bool> {
         match self.node.get_ref() {
             DeValue::Boolean(value) => Some(*value),
+            DeValue::String(text) if matches!(text.as_ref(), "true" | "false") => {
+                self.must_be_or(expected, Some(format!("write it without quotes: {text}")))
+            }
             _ => self.must_be(expected),
         }
     }
@@ -322,7 +369,11 @@ impl<'a> Value<'a> {
             DeValue::String(text) => {
                 let resolved = reference::resolve(text, self.reading.source, Braces::Text);
                 match resolved {
-                    Ok(Cow::Borrowed(_)) => return self.must_be(expected),
+                    Ok(Cow::Borrowed(text)) => {
+                        let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+                        let help = number.map(|number| format!("write it without quotes: {number}"));
+                        return self.must_be_or(expected, help);
+                    }
                     Ok(Cow::Owned(text)) => text.trim().parse().ok(),
                     // Reports what is wrong with the reference.
                     Err(_) => return self.string().and(None),
@@ -374,7 +425,8 @@ impl<'a> Value<'a> {
         let names: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let expected = suggest::alternatives(&names);
-        let text = self.text(&expected, Braces::Text)?;
+        let is_word = |text: &str| words.iter().any(|(word, _)| *word == text);
+        let text = self.text_if(&expected, Braces::Text, is_word)?;
         if let Some((_, meaning)) = words.iter().find(|(word, _)| *word == text.value) {
             return Some(*meaning);
         }

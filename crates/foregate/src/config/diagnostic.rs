@@ -27,17 +27,18 @@ pub(super) struct Problem {
     /// Another place that belongs to it, such as the first of two equal names, and what stands there.
     other: Option<(Place, String)>,
     help: Option<String>,
+    /// Whether it is that something is not there, which is no news where the text could not be read.
+    absence: bool,
 }
 
 impl Problem {
     pub(super) fn error(place: Place, message: impl Into<String>) -> Problem {
-        Problem {
-            severity: Severity::Error,
-            message: message.into(),
-            place: Some(place),
-            other: None,
-            help: None,
-        }
+        Problem { place: Some(place), ..Problem::unreadable(message) }
+    }
+
+    /// What is there is not enough.
+    pub(super) fn absence(place: Place, message: impl Into<String>) -> Problem {
+        Problem { absence: true, ..Problem::error(place, message) }
     }
 
     pub(super) fn warning(place: Place, message: impl Into<String>) -> Problem {
@@ -54,7 +55,27 @@ impl Problem {
     }
 
     pub(super) fn unreadable(message: impl Into<String>) -> Problem {
-        Problem { severity: Severity::Error, message: message.into(), place: None, other: None, help: None }
+        Problem {
+            severity: Severity::Error,
+            message: message.into(),
+            place: None,
+            other: None,
+            help: None,
+            absence: false,
+        }
+    }
+
+    /// A warning of the configuration as a whole.
+    pub(super) fn overall(message: impl Into<String>) -> Problem {
+        Problem { severity: Severity::Warning, ..Problem::unreadable(message) }
+    }
+
+    pub(super) fn place(&self) -> Option<Place> {
+        self.place
+    }
+
+    pub(super) fn is_absence(&self) -> bool {
+        self.absence
     }
 
     pub(super) fn help(mut self, help: impl Into<String>) -> Problem {
@@ -133,12 +154,12 @@ impl Problems {
     }
 
     /// Takes what was found since `mark` and fails `keep`.
-    pub(super) fn retain_since(&self, mark: usize, keep: impl Fn(Place) -> bool) {
+    pub(super) fn retain_since(&self, mark: usize, keep: impl Fn(&Problem) -> bool) {
         let mut list = self.list.borrow_mut();
         let mut index = 0;
         list.retain(|problem| {
             index += 1;
-            index <= mark || problem.place.is_none_or(&keep)
+            index <= mark || keep(problem)
         });
     }
 

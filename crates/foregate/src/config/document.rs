@@ -73,7 +73,13 @@ impl Document {
         let mut document = Document::default();
         let mut whole = true;
         for source in sources {
-            let (tree, errors) = DeTable::parse_recoverable(&source.text);
+            let (mut tree, mut errors) = DeTable::parse_recoverable(&source.text);
+            let mended = syntax::mended(source, &errors);
+            if let Some(text) = &mended {
+                let (rest, others) = DeTable::parse_recoverable(text);
+                tree = rest;
+                errors = syntax::together(errors, others);
+            }
             let broken = syntax::report(source, tree.get_ref(), &errors, problems);
             let mark = problems.count();
             let root = Table::whole(Reading { source, problems }, tree.get_ref());
@@ -84,7 +90,7 @@ impl Document {
             }
             if let Some(broken) = broken {
                 whole = false;
-                problems.retain_since(mark, |place| broken.spares(place));
+                problems.retain_since(mark, |problem| broken.spares(problem));
             }
         }
         document.refuse_equal_names(problems);

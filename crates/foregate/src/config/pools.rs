@@ -176,8 +176,8 @@ impl Backend {
 
 fn read_backends(table: &Table<'_>, pool: &str) -> Vec<Backend> {
     let Some(value) = table.get("backends") else {
-        if table.get("discover").is_none() {
-            let problem = Problem::error(table.place(), format!("the pool `{pool}` has no `backends`"));
+        if table.get("discover").is_none() && !table.misspells(&["backends"]) {
+            let problem = Problem::absence(table.place(), format!("the pool `{pool}` has no `backends`"));
             table.problem(problem.help("write `backends = [\"192.168.1.10:8080\"]`"));
         }
         return Vec::new();
@@ -201,14 +201,14 @@ fn read_backend(value: &Value<'_>) -> Option<Backend> {
     }
     let table = value.table_or(EXPECTED)?;
     let address = table.get("address");
-    if address.is_none() {
-        table.problem(Problem::error(table.place(), "a backend needs `address`"));
-    }
     let name = table.read("name", Value::string);
     let weight = table.read("weight", |value| value.number(0, 65_535, "a number from 0 to 65535"));
     let tier = table.read("tier", |value| value.number(0, 255, "a number from 0 to 255"));
     table.never_yet(&["max_requests"]);
     table.later("bandwidth", |value| value.is_word("off"));
+    if address.is_none() && !table.misspells(&["address"]) {
+        table.problem(Problem::absence(table.place(), "a backend needs `address`"));
+    }
     table.finish();
     let location = address?.parse("an address", value::location)?;
     Some(Backend { location, name, weight: weight.unwrap_or(1), tier: tier.unwrap_or(0) })

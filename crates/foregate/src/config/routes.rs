@@ -34,7 +34,7 @@ impl RouteDraft {
         let mark = table.problems().count();
         let (paths, first_path) = read_paths(&table);
         let when = table.table("when").map(when::read).unwrap_or_default();
-        let action = Action::read(&table, Some(&paths));
+        let mut action = Action::read(&table, Some(&paths));
         let rewrite = read_rewrite(&table, &paths);
         if let (Some(rewrite), Some(action)) = (&rewrite, &action)
             && matches!(action.kind, ActionKind::Redirect { .. } | ActionKind::Respond(_))
@@ -49,6 +49,11 @@ impl RouteDraft {
         table.never_yet(&["mirror", "queue_priority"]);
         table.later("bandwidth", |value| value.is_word("off"));
         let (name, place) = (table.name().to_owned(), table.place());
+        if table.get("paths").is_none() && !table.misspells(&["paths"]) {
+            let problem = Problem::absence(table.place(), "a route needs `paths`");
+            table.problem(problem.help("write `paths = \"/\"` for every path of the site"));
+        }
+        action = action.or_else(|| Action::misspelt(&table));
         let sound = !paths.is_empty() && table.problems().count() == mark;
         table.finish();
         Some(RouteDraft { name, place, paths, first_path, when, action, rewrite, policy, sound })
@@ -56,11 +61,7 @@ impl RouteDraft {
 }
 
 fn read_paths(table: &Table<'_>) -> (Vec<Placed<PathPattern>>, String) {
-    let Some(value) = table.get("paths") else {
-        let problem = Problem::error(table.place(), "a route needs `paths`");
-        table.problem(problem.help("write `paths = \"/\"` for every path of the site"));
-        return (Vec::new(), String::new());
-    };
+    let Some(value) = table.get("paths") else { return (Vec::new(), String::new()) };
     let mut first = String::new();
     let paths = value.at_least_one(|one| {
         one.parse("a path such as \"/api/\", \"=/exact\" or \"~^/v[0-9]+/\"", |text| {

@@ -10,14 +10,19 @@ use foregate_edge::settings::{Limits, Timeouts};
 use super::decode::{Table, Value};
 use super::diagnostic::Problem;
 use super::inherit::Said;
+use super::source::Placed;
 use super::value::{self, Misfit};
 
 /// `[server]`, with the language's defaults for what is not written. Its `http3` is filled in elsewhere.
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) settings: Settings,
-    /// Whether sites redirect plain HTTP unless they say otherwise.
-    pub(super) redirect_to_https: bool,
+    /// Whether sites redirect plain HTTP unless they say otherwise; `None` is the language's default.
+    pub(super) redirect_to_https: Option<Placed<bool>>,
+    /// Whether `addresses` could be read: else a site may name others only because of that.
+    pub(super) addresses_known: bool,
+    /// Whether `http` and `https` could be read: else a port may be served only because of that.
+    pub(super) ports_known: bool,
     /// The limit of routes that set none.
     pub(super) request_body: Option<u64>,
     pub(super) state_dir: PathBuf,
@@ -27,7 +32,9 @@ impl Default for Server {
     fn default() -> Server {
         Server {
             settings: Settings::default(),
-            redirect_to_https: true,
+            redirect_to_https: None,
+            addresses_known: true,
+            ports_known: true,
             request_body: None,
             state_dir: PathBuf::from("/var/lib/foregate"),
         }
@@ -38,10 +45,12 @@ impl Server {
     pub(super) fn read(table: Table<'_>) -> Server {
         let mut server = Server::default();
         let settings = &mut server.settings;
+        let mark = table.problems().count();
         if let Some(addresses) = table.read("addresses", addresses) {
             settings.addresses = addresses;
         }
-        read_ports(&table, settings);
+        server.addresses_known = table.problems().count() == mark;
+        server.ports_known = read_ports(&table, settings);
         if let Some(networks) = table.read("trusted_proxies", |value| {
             Some(value.each(|one| Some(one.parse("an address or network", value::network)?.value)))
         }) {
@@ -64,9 +73,7 @@ impl Server {
         if let Some(limits) = table.table("limits") {
             server.request_body = read_limits(limits, &mut settings.limits);
         }
-        if let Some(redirect) = table.read("redirect_to_https", Value::bool) {
-            server.redirect_to_https = redirect;
-        }
+        server.redirect_to_https = table.read("redirect_to_https", Value::placed_bool);
         if let Some(folder) = table.read("state_dir", Value::path) {
             server.state_dir = folder.value;
         }
@@ -77,27 +84,53 @@ impl Server {
     }
 }
 
-/// One or many addresses, none of them twice.
+/// One or many addresses, none of them twice or beside the wildcard that includes it.
 pub(super) fn addresses(value: &Value<'_>) -> Option<Vec<IpAddr>> {
-    let mut seen: Vec<IpAddr> = Vec::new();
-    value.at_least_one(|one| {
-        let address = one.parse("an IP address", |text| {
-            text.parse::<IpAddr>().map_err(|_| {
-                Misfit::new(format!("\"{text}\" is not an IP address"))
-                    .help("write \"203.0.113.7\" or \"2001:db8::7\", without a port")
-            })
-        })?;
-        if seen.contains(&address.value) {
-            one.problem(Problem::error(address.place, format!("the address {} stands twice", address.value)));
+    let mut seen: Vec<Placed<IpAddr>> = Vec::new();
+    let addresses = value.at_least_one(|one| {
+        let address = one.parse("an IP address", address)?;
+        if let Some(first) = seen.iter().find(|first| first.value == address.value) {
+            let problem =
+                Problem::error(address.place, format!("the address {} stands twice", address.value));
+            one.problem(problem.other(first.place, "here first"));
             return None;
         }
-        seen.push(address.value);
+        seen.push(address.clone());
         Some(address.value)
-    })
+    });
+    for wildcard in seen.iter().filter(|address| address.value.is_unspecified()) {
+        let included = |address: &&Placed<IpAddr>| {
+            !address.value.is_unspecified() && address.value.is_ipv4() == wildcard.value.is_ipv4()
+        };
+        for single in seen.iter().filter(included) {
+            let problem =
+                Problem::error(single.place, format!("{} includes {}", wildcard.value, single.value));
+            value.problem(problem.other(wildcard.place, "every address").help(format!(
+                "remove {}, or name single addresses only, without {}",
+                single.value, wildcard.value
+            )));
+        }
+    }
+    addresses
 }
 
-fn read_ports(table: &Table<'_>, settings: &mut Settings) {
-    // 0 lets the system choose, for tests and trials.
+fn address(text: &str) -> Result<IpAddr, Misfit> {
+    let address: IpAddr = text.parse().map_err(|_| {
+        Misfit::new(format!("\"{text}\" is not an IP address"))
+            .help("write \"203.0.113.7\" or \"2001:db8::7\", without a port")
+    })?;
+    match address.to_canonical() {
+        plain if plain != address => {
+            let misfit = Misfit::new(format!("\"{text}\" is an IPv4 address written as one of IPv6"));
+            Err(misfit.help(format!("write \"{plain}\"")))
+        }
+        address => Ok(address),
+    }
+}
+
+/// Reads `http` and `https`; whether both could be.
+fn read_ports(table: &Table<'_>, settings: &mut Settings) -> bool {
+    let mark = table.problems().count();
     let port = |value: &Value<'_>| value.number::<u16>(1, 65_535, "a port, a list of ports or \"off\"");
     let read = |key: &'static str, default: &[u16]| match table.said(key, |value| value.at_least_one(port)) {
         Said::Off => Vec::new(),
@@ -106,6 +139,9 @@ fn read_ports(table: &Table<'_>, settings: &mut Settings) {
     };
     settings.http = read("http", &settings.http);
     settings.https = read("https", &settings.https);
+    if table.problems().count() != mark {
+        return false;
+    }
     for (key, ports) in [("http", &settings.http), ("https", &settings.https)] {
         let twice =
             ports.iter().enumerate().find(|(index, port)| ports.iter().take(*index).any(|p| p == *port));
@@ -121,6 +157,7 @@ fn read_ports(table: &Table<'_>, settings: &mut Settings) {
         let message = format!("port {port} cannot be both an `http` and an `https` port");
         table.problem(Problem::error(table.key_place("https"), message));
     }
+    true
 }
 
 fn read_timeouts(table: Table<'_>, timeouts: &mut Timeouts) {

@@ -32,6 +32,8 @@ pub(super) struct SiteDraft {
     /// Its route for `/`, and for routes that name none.
     pub(super) action: Option<Action>,
     pub(super) routes: Vec<RouteDraft>,
+    /// Whether it asks for `passthrough`, which is refused: without that it would need no certificate.
+    pub(super) passthrough: bool,
 }
 
 /// What a site may inherit from `[defaults.sites]`.
@@ -41,7 +43,7 @@ pub(super) struct SiteLayer {
     pub(super) addresses: Option<Placed<Vec<IpAddr>>>,
     pub(super) hsts: Said<HstsLayer>,
     pub(super) http3: Option<bool>,
-    pub(super) redirect_to_https: Option<bool>,
+    pub(super) redirect_to_https: Option<Placed<bool>>,
     pub(super) tls: SiteTlsLayer,
     pub(super) policy: PolicyLayer,
 }
@@ -77,7 +79,7 @@ impl SiteLayer {
                 .read("addresses", |value| Some(Placed::new(server::addresses(value)?, value.place()))),
             hsts: table.said("hsts", read_hsts),
             http3: table.read("http3", Value::bool),
-            redirect_to_https: table.read("redirect_to_https", Value::bool),
+            redirect_to_https: table.read("redirect_to_https", Value::placed_bool),
             tls: table.table("tls").map(read_tls).unwrap_or_default(),
             policy: PolicyLayer::read(table),
         };
@@ -92,27 +94,33 @@ impl SiteDraft {
     pub(super) fn read(named: Named<'_>) -> SiteDraft {
         let Named { name, table } = named;
         let layer = SiteLayer::read(&table);
-        let hosts = read_hosts(&table, &name);
-        let action = Action::read(&table, None);
+        let mut action = Action::read(&table, None);
         let routes = table.get("routes").map(|value| value.each(RouteDraft::read)).unwrap_or_default();
         table.never_yet(&["passthrough"]);
-        let says_more = table.get("passthrough").is_some()
-            || table.get("routes").is_some_and(|routes| !routes.is_empty_list());
+        let passthrough = table.get("passthrough").is_some();
+        let hosts = read_hosts(&table, &name);
+        action = action.or_else(|| Action::misspelt(&table));
+        let says_more = passthrough
+            || table.get("routes").is_some_and(|routes| !routes.is_empty_list())
+            || table.misspells(&["routes", "passthrough"]);
         if action.is_none() && !says_more {
-            let problem = Problem::error(table.place(), format!("the site `{}` does nothing", name.value));
+            let problem = Problem::absence(table.place(), format!("the site `{}` does nothing", name.value));
             table.problem(
                 problem.help("give it one of `pool`, `split`, `redirect` and `respond`, or `routes`"),
             );
         }
         table.finish();
-        SiteDraft { name, hosts, layer, action, routes }
+        SiteDraft { name, hosts, layer, action, routes, passthrough }
     }
 }
 
 fn read_hosts(table: &Table<'_>, name: &Placed<String>) -> Vec<Placed<HostPattern>> {
     let Some(value) = table.get("hosts") else {
         if !name.value.contains('.') {
-            let problem = Problem::error(name.place, format!("the site `{}` has no `hosts`", name.value));
+            if table.misspells(&["hosts"]) {
+                return Vec::new();
+            }
+            let problem = Problem::absence(name.place, format!("the site `{}` has no `hosts`", name.value));
             table.problem(problem.help(format!(
                 "write `hosts = \"{}.example.com\"`, or name the table after its host: [sites.\"{}.example.com\"]",
                 name.value, name.value
@@ -159,7 +167,7 @@ impl Layer for SiteLayer {
             addresses: self.addresses.or_else(|| below.addresses.clone()),
             hsts: self.hsts.over(&below.hsts),
             http3: self.http3.or(below.http3),
-            redirect_to_https: self.redirect_to_https.or(below.redirect_to_https),
+            redirect_to_https: self.redirect_to_https.or_else(|| below.redirect_to_https.clone()),
             tls: SiteTlsLayer {
                 min_version: self.tls.min_version.or(below.tls.min_version),
                 cert: self.tls.cert.or_else(|| below.tls.cert.clone()),

@@ -9,6 +9,30 @@ use super::diagnostic::{Problem, Problems};
 use super::source::{Place, Source};
 
 const REPEATED: &str = "duplicate key";
+const VALUELESS: &str = "key with no value, expected `=`";
+
+/// The text without the lines that are no more than a key: the parser ends there, and would not see the rest
+/// of the file. `None` where there are none. Everything else stays where it is.
+pub(super) fn mended(source: &Source, errors: &[Error]) -> Option<String> {
+    let mut text = source.text.clone();
+    for error in errors.iter().filter(|error| error.message() == VALUELESS) {
+        let before = source.text.get(..span(source, error).start)?;
+        let line = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let key = before.get(line..)?.trim_start();
+        let Some(first) = key.chars().next().filter(|_| !key.contains(['=', '{', '['])) else { continue };
+        let at = before.len() - key.len();
+        let comment = format!("{:<width$}", '#', width = first.len_utf8());
+        text.replace_range(at..at + first.len_utf8(), &comment);
+    }
+    (text != source.text).then_some(text)
+}
+
+/// The errors of a text that was mended, and of what the parser found when it had been.
+pub(super) fn together(mut first: Vec<Error>, second: Vec<Error>) -> Vec<Error> {
+    first.retain(|error| error.message() == VALUELESS);
+    first.extend(second);
+    first
+}
 
 /// The part of a file whose content cannot be relied on.
 pub(super) struct Broken<'a> {
@@ -16,16 +40,34 @@ pub(super) struct Broken<'a> {
     lines: Vec<usize>,
     /// From the bracket that nothing closes to the end.
     open_from: Option<usize>,
+    /// Whether the header of a table is wrong: what stands under it may belong anywhere.
+    headless: bool,
 }
 
 impl Broken<'_> {
     /// Whether something wrong at this place is a mistake of its own.
-    pub(super) fn spares(&self, place: Place) -> bool {
-        let (start, file) = (place.start, place.file);
-        file != self.source.index
-            || (!self.lines.contains(&line_of(self.source, start))
-                && self.open_from.is_none_or(|open| start < open))
+    pub(super) fn spares(&self, problem: &Problem) -> bool {
+        let Some(place) = problem.place().filter(|place| place.file == self.source.index) else {
+            return true;
+        };
+        let line = line_of(self.source, place.start);
+        let readable = !self.lines.contains(&line) && self.open_from.is_none_or(|open| place.start < open);
+        readable && !(problem.is_absence() && self.hides(line))
     }
+
+    /// Whether what is missing in the table that begins with this line may stand where nothing could be read.
+    fn hides(&self, first: usize) -> bool {
+        let after = next_header(self.source, first);
+        self.headless
+            || self.lines.iter().any(|line| (first..after).contains(line))
+            || self.open_from.is_some_and(|open| (first..after).contains(&line_of(self.source, open)))
+    }
+}
+
+/// The first line after this one that begins with a bracket, as headers of tables do.
+fn next_header(source: &Source, line: usize) -> usize {
+    let mut lines = source.text.lines().enumerate().skip(line + 1);
+    lines.find(|(_, text)| text.trim_start().starts_with('[')).map_or(usize::MAX, |(line, _)| line)
 }
 
 /// Notes what is wrong with the text of a file. `None` if nothing is.
@@ -51,6 +93,7 @@ pub(super) fn report<'a>(
         problems.push(problem.help(format!("write the `{bracket}` that is missing")));
     }
     let mut lines: Vec<usize> = Vec::new();
+    let mut headless = false;
     let mut ordered: Vec<(Range<usize>, &Error)> =
         errors.iter().map(|error| (span(source, error), error)).collect();
     ordered.sort_by_key(|(span, _)| span.start);
@@ -58,6 +101,12 @@ pub(super) fn report<'a>(
         let line = line_of(source, span.start);
         let told = lines.contains(&line);
         lines.extend(line..=line_of(source, span.end));
+        let is_header = source.text.lines().nth(line).is_some_and(|text| text.trim_start().starts_with('['));
+        headless |= is_header;
+        if is_header && error.message() != REPEATED {
+            // Whose keys follow is not known.
+            lines.extend(line..next_header(source, line).min(line_of(source, source.text.len()) + 1));
+        }
         if open_from.is_some_and(|open| span.start > open) {
             continue;
         }
@@ -69,7 +118,7 @@ pub(super) fn report<'a>(
             problems.push(wrong(source, span, error));
         }
     }
-    Some(Broken { source, lines, open_from })
+    Some(Broken { source, lines, open_from, headless })
 }
 
 fn span(source: &Source, error: &Error) -> Range<usize> {

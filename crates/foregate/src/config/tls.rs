@@ -88,8 +88,8 @@ fn read_certificates(table: &Table<'_>) -> Vec<CertificateFiles> {
         let cert = table.read("cert", Value::path);
         let key = table.read("key", Value::path);
         for (name, missing) in [("cert", table.get("cert").is_none()), ("key", table.get("key").is_none())] {
-            if missing {
-                table.problem(Problem::error(table.place(), format!("`{}` needs `{name}`", table.name())));
+            if missing && !table.misspells(&[name]) {
+                table.problem(Problem::absence(table.place(), format!("`{}` needs `{name}`", table.name())));
             }
         }
         table.finish();

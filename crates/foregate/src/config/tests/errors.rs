@@ -98,6 +98,56 @@ backends = "10.0.0.2:80"
 }
 
 #[test]
+fn what_may_stand_in_unreadable_text_is_not_missed() {
+    let cases = [
+        // The site's action, its hosts, and a route's path.
+        ("[sites.\"a.b\"]\npool \"10.0.0.1:80\"", &["2:6"][..]),
+        ("[sites.a]\nhosts \"a.b\"\npool = \"10.0.0.1:80\"", &["2:7"]),
+        ("[sites.\"a.b\"]\nroutes = [{ paths \"/\", pool = \"10.0.0.1:80\" }]", &["2:19"]),
+        // A header that is none may be that of anything.
+        ("[sites.\"a.b\"]\n[sites.\"a.b\".routes\npaths = \"/\"\n[pools.a]", &["2:20"]),
+        // What comes after is read all the same.
+        ("[sites.a]\nhosts \"a.b\"\npoool = 1\n[pools.a]\nfirst\n[pools.b]\n", &["2:7", "3:1", "5:6", "6:1"]),
+    ];
+    for (body, places) in cases {
+        let told = complaints(body);
+        let told: Vec<&str> = told.iter().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(told, places, "{body}");
+    }
+}
+
+#[test]
+fn quotes_too_many_or_too_few() {
+    let body = r#"server.http = ["80", 8080]
+server.backlog = "0"
+server.redirect_to_https = "true"
+tls.min_version = 1.2
+[pools.a]
+backends = "10.0.0.1:80"
+protocol = 1.1
+health = { http = { path = true, status = 200 }, interval = 5 }
+"#;
+    let short = |line: String| match line.split_once(' ') {
+        Some((place, rest)) => format!("{place}{}", rest.split_once(" | ").map_or("", |(_, help)| help)),
+        None => line,
+    };
+    let told: Vec<String> = complaints(body).into_iter().map(short).collect();
+    assert_eq!(
+        told,
+        [
+            "1:16write it without quotes: 80",
+            "2:18",
+            "3:28write it without quotes: true",
+            "4:19write it with quotes: \"1.2\"",
+            "7:12",
+            "8:28",
+            "8:43write it with quotes: \"200\"",
+            "8:61",
+        ]
+    );
+}
+
+#[test]
 fn a_name_that_stands_twice_in_one_file_names_both_places() {
     let body = r#"[pools.a]
 backends = "10.0.0.1:80"
