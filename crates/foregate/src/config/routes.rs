@@ -13,7 +13,7 @@ use super::when;
 /// One entry of `routes`, its pools still names.
 #[derive(Debug)]
 pub(super) struct RouteDraft {
-    /// "sites.shop.routes[2]"
+    /// `sites.shop.routes[2]`
     pub(super) name: String,
     pub(super) place: Place,
     pub(super) paths: Vec<Placed<PathPattern>>,
