@@ -207,9 +207,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
                 if self.read_ahead(cx).is_ready() {
                     return Poll::Ready(Ok(None));
                 }
+                self.wire.loop_waits(cx);
                 if self.wire.input.borrow().len() > ahead {
-                    // Whoever waits for the body waits for these bytes.
-                    cx.waker().wake_by_ref();
+                    self.wire.wake_body();
                 }
             }
             Poll::Pending

@@ -152,6 +152,30 @@ async fn a_client_that_leaves_a_stalled_upload_ends_it_at_an_http1_vm() {
     }
 }
 
+/// While the gateway looks after its own limits, what a slow client sends goes on to the VM.
+#[tokio::test]
+async fn a_slow_upload_goes_on_piece_by_piece() {
+    for http2 in [false, true] {
+        let vm = if http2 { origin().http2() } else { origin() }.start().await;
+        let gw = serving(&vm, http2, "timeouts = { response = \"400ms\" }", "").await;
+        for version in Version::ALL {
+            vm.forget();
+            let client = gw.client(version, "shop.test").await;
+            let mut exchange = client.open(&post("/", "").body(Body::Pattern(10))).await.unwrap();
+            for number in 1..=10 {
+                // Longer than the pauses between two looks at the VM's limit.
+                tokio::time::sleep(Duration::from_millis(150)).await;
+                exchange.up.data(Bytes::from_static(b"x")).await.unwrap();
+                let what = format!("byte {number} at the VM, {version:?}, HTTP/2 to the VM: {http2}");
+                vm.saw(&what, |r| r.length == number).await;
+            }
+            let _ = exchange.up.finish(&Fields::new()).await;
+            assert_eq!(exchange.down.whole().await.unwrap().status, 200, "{version:?}");
+        }
+        gw.stop().await;
+    }
+}
+
 /// A request without a body that does not say so is not waited for without end.
 #[tokio::test]
 async fn a_request_that_never_ends_is_not_waited_for() {

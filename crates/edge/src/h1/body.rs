@@ -57,7 +57,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> RequestBody<IO> {
                 Ok(Piece::More) => {}
             }
             match self.wire.poll_fill(cx) {
-                Poll::Ready(Ok(n)) if n > 0 => self.deadline.clear(),
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.deadline.clear();
+                    self.wire.wake_loop(cx);
+                }
                 Poll::Ready(Ok(_)) => {
                     let reason = "the connection ended within the request's body";
                     return Poll::Ready(Some(Err(Failure::because(Kind::ClientGone, reason))));
@@ -66,6 +69,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> RequestBody<IO> {
                     return Poll::Ready(Some(Err(Failure::because(Kind::ClientGone, error))));
                 }
                 Poll::Pending => {
+                    self.wire.body_waits(cx);
                     return match self.deadline.poll(cx, self.pause) {
                         Poll::Ready(()) => Poll::Ready(Some(Err(Kind::ClientBodyTimeout.into()))),
                         Poll::Pending => Poll::Pending,

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -36,6 +36,10 @@ pub(super) struct Wire<IO> {
     pub(super) framing: RefCell<Framing>,
     /// The client waits for a 100 before it sends its body.
     pub(super) owes_continue: Cell<bool>,
+    /// The connection's loop and the body may be polled by two tasks, and the socket remembers one reader:
+    /// whoever reads tells the other.
+    body_waker: Cell<Option<Waker>>,
+    loop_waker: Cell<Option<Waker>>,
     /// The body failed: what follows it on this connection is not to be trusted.
     failed: Cell<bool>,
     /// The loop has given the connection up; a body that is still held by somebody reads no more.
@@ -53,6 +57,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
             flushed: Cell::new(true),
             framing: RefCell::new(Framing::None),
             owes_continue: Cell::new(false),
+            body_waker: Cell::new(None),
+            loop_waker: Cell::new(None),
             failed: Cell::new(false),
             abandoned: Cell::new(false),
         }
@@ -87,6 +93,34 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
                 Ok(Piece::Data(input.split_to(n).freeze()))
             }
             Framing::Chunked(chunked) => chunked.decode(&mut input),
+        }
+    }
+
+    /// The body waits for bytes.
+    pub(super) fn body_waits(&self, cx: &Context<'_>) {
+        self.body_waker.set(Some(cx.waker().clone()));
+    }
+
+    /// The loop waits for the client to leave.
+    pub(super) fn loop_waits(&self, cx: &Context<'_>) {
+        self.loop_waker.set(Some(cx.waker().clone()));
+    }
+
+    /// There are bytes for the body, read by the loop.
+    pub(super) fn wake_body(&self) {
+        if let Some(waker) = self.body_waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// The body has read, so the socket no longer knows the loop.
+    pub(super) fn wake_loop(&self, cx: &Context<'_>) {
+        if let Some(waker) = self.loop_waker.take() {
+            if waker.will_wake(cx.waker()) {
+                self.loop_waker.set(Some(waker));
+            } else {
+                waker.wake();
+            }
         }
     }
 
