@@ -1,5 +1,5 @@
-//! What can go wrong with an exchange, said once: from it follow the status, whether another VM may be
-//! tried, and the word in the log.
+//! What can go wrong with an exchange, said once: from it follow the status, whose side
+//! it was on, and the word in the log.
 
 use std::error::Error;
 use std::fmt;
@@ -67,12 +67,6 @@ impl Kind {
                 StatusCode::BAD_GATEWAY
             }
         }
-    }
-
-    /// Whether the VM cannot have seen any of the request, so that any method may go to another VM.
-    #[must_use]
-    pub fn nothing_sent(self) -> bool {
-        matches!(self, Kind::Resolve | Kind::Connect | Kind::ConnectTimeout | Kind::Tls)
     }
 
     /// One word for logs and metrics.
