@@ -1,8 +1,14 @@
-//! The streams of one HTTP/2 or HTTP/3 connection, counted, so that it knows when it is idle.
+//! What streams of HTTP/2 and HTTP/3 have in common: being counted, so that a connection knows when it is
+//! idle, and the length of a response.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::Waker;
+
+use foregate_exchange::Body;
+use http::header::CONTENT_LENGTH;
+use http::{HeaderValue, StatusCode, response};
+use http_body::Body as _;
 
 /// The streams of a connection that are being answered.
 #[derive(Default)]
@@ -41,4 +47,18 @@ impl Drop for Open {
             observer.wake_by_ref();
         }
     }
+}
+
+/// Makes a response's Content-Length what its body knows. True: it has no body, whatever its fields say, and
+/// the length is the one a body would have.
+pub(crate) fn announce_length(head: &mut response::Parts, body: &Body, head_only: bool) -> bool {
+    let bodiless =
+        head_only || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
+    if !bodiless {
+        match body.size_hint().exact() {
+            Some(length) => _ = head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length)),
+            None => _ = head.headers.remove(CONTENT_LENGTH),
+        }
+    }
+    bodiless
 }

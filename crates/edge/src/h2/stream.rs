@@ -21,6 +21,7 @@ use crate::answer::Answer;
 use crate::deadline::Deadline;
 use crate::peer::Peer;
 use crate::proxy;
+use crate::streams::announce_length;
 use crate::worker::Worker;
 
 /// What of a body nobody wanted is read away, and for how long.
@@ -153,14 +154,7 @@ async fn send(
     head_only: bool,
     stalled: Option<Duration>,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let bodiless =
-        head_only || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
-    if !bodiless {
-        match body.size_hint().exact() {
-            Some(length) => _ = head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length)),
-            None => _ = head.headers.remove(CONTENT_LENGTH),
-        }
-    }
+    let bodiless = announce_length(&mut head, &body, head_only);
     let ended = bodiless || body.is_end_stream();
     let mut stream = respond.answer(head, ended)?;
     if ended {

@@ -25,6 +25,7 @@ use crate::answer::Answer;
 use crate::deadline::Deadline;
 use crate::peer::Peer;
 use crate::proxy;
+use crate::streams::announce_length;
 use crate::worker::Worker;
 
 /// What of a body nobody wanted is read away, and for how long, before the client is told to stop.
@@ -195,14 +196,7 @@ async fn answer(
     stalled: Option<Duration>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let (mut head, mut body) = response.into_parts();
-    let bodiless =
-        head_only || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
-    if !bodiless {
-        match body.size_hint().exact() {
-            Some(length) => _ = head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length)),
-            None => _ = head.headers.remove(CONTENT_LENGTH),
-        }
-    }
+    let bodiless = announce_length(&mut head, &body, head_only);
     within(stalled, send.send_response(Response::from_parts(head, ()))).await?;
     if !bodiless {
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
