@@ -29,6 +29,8 @@ mod origin;
 mod pattern;
 mod ports;
 mod process;
+mod quic;
+mod relay;
 mod wire;
 
 use std::{future::Future, time::Duration};
@@ -44,6 +46,8 @@ pub use origin::{Builder as OriginBuilder, Call, Delivery, Origin, Raw, Recorded
 pub use pattern::{Digest, block, digest_of};
 pub use ports::{Lease, closed_port, lease};
 pub use process::{Log, Process};
+pub use quic::Packet;
+pub use relay::{Datagram, Direction, Relay};
 pub use wire::{Incoming, Reader, parse_response};
 
 /// The longest a test waits for something that must happen, on a machine that is busy building.
