@@ -7,9 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-use foregate_tests::{
-    Authority, Process, Version, binary, check, closed_port, eventually, gateway, get, lease, origin,
-};
+use foregate_tests::{Authority, Process, Version, binary, check, eventually, gateway, get, lease, origin};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -260,27 +258,6 @@ async fn secrets_come_from_the_environment_and_files() {
     let seen = vm.only().fields;
     assert_eq!((seen.get("x-env"), seen.get("x-file")), (Some("from the environment"), Some("from a file")));
     gw.stop().await;
-}
-
-/// Everything that goes wrong at start says what, which item, and what to do, and ends with 1.
-#[tokio::test]
-async fn a_taken_port_is_named() {
-    let port = lease();
-    let _holder = std::net::TcpListener::bind(("127.0.0.1", port.port)).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("foregate.toml");
-    let text = format!(
-        "[server]\naddresses = \"127.0.0.1\"\nhttp = {}\nhttps = \"off\"\n[sites.\"a.test\"]\npool = \"127.0.0.1:{}\"\n",
-        port.port,
-        closed_port().port
-    );
-    std::fs::write(&file, text).unwrap();
-    let mut process = Process::spawn(Command::new(binary()).arg("run").arg("--config").arg(&file));
-    let status = process.wait().await;
-    assert_eq!(status.code(), Some(1), "{}", process.err.text());
-    let told = eventually("a word about it", || Some(process.err.text()).filter(|t| !t.is_empty())).await;
-    assert!(told.contains(&port.port.to_string()) && told.contains("127.0.0.1"), "{told}");
-    assert!(process.out.lines().is_empty(), "{:?}", process.out.lines());
 }
 
 #[test]

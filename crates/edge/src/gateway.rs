@@ -22,8 +22,10 @@ use crate::settings::Settings;
 use crate::worker::Worker;
 use crate::{Live, accept};
 
-/// Open files that are not connections: sockets, logs, certificates, the runtime's own.
-const OTHER_FILES: u64 = 128;
+/// Open files that are neither connections nor a worker's own: logs, certificates, probes, the resolver.
+const OTHER_FILES: usize = 128;
+/// Open files with which the runtime of each worker waits.
+const RUNTIME_FILES: usize = 4;
 /// A gateway with less than this is not one.
 const MIN_CONNECTIONS: u64 = 64;
 /// How long nothing must have run before idle connections are closed in a drain: a request that is just
@@ -44,10 +46,11 @@ pub enum StartError {
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error(
-        "the open-file limit of {limit} is too low for {wanted} connections, which need up to two files each; \
-         raise it (LimitNOFILE= in the systemd unit, or `ulimit -n`), or lower server.limits.connections"
+        "the open-file limit of {limit} is too low: {connections} connections need up to two files each, and the \
+         gateway itself {own}; raise it to at least {needed} (LimitNOFILE= in the systemd unit, or `ulimit -n`), \
+         or set a lower server.limits.connections"
     )]
-    FileLimit { limit: u64, wanted: u64 },
+    FileLimit { limit: u64, connections: u64, own: u64, needed: u64 },
     #[error("a worker cannot start: {0}")]
     Worker(String),
 }
@@ -63,7 +66,8 @@ impl Gateway {
             || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             std::num::NonZero::get,
         );
-        let connections = Connections::new(connection_limit(&settings)?, settings.limits.connections_per_ip);
+        let connections =
+            Connections::new(connection_limit(&settings, workers)?, settings.limits.connections_per_ip);
         let quic = Quic::new().map_err(|_| StartError::Worker("no random numbers".to_owned()))?;
         let (listeners, sockets) = bind(&settings, workers)?;
 
@@ -111,20 +115,30 @@ impl Gateway {
 }
 
 /// How many client connections the process may have. Each may need a second file for its VM.
-fn connection_limit(settings: &Settings) -> Result<usize, StartError> {
+fn connection_limit(settings: &Settings, workers: usize) -> Result<usize, StartError> {
     let mut limit = getrlimit(Resource::Nofile);
     if let Some(maximum) = limit.maximum {
         limit.current = Some(maximum);
         // The hard limit is ours to use; if even that is refused, the soft one counts.
         _ = setrlimit(Resource::Nofile, limit);
     }
-    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let possible = files.saturating_sub(OTHER_FILES) / 2;
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let own = own_files(settings, workers) as u64;
+    let possible = limit.saturating_sub(own) / 2;
     let wanted = settings.limits.connections.map(|wanted| wanted as u64);
-    if possible < wanted.unwrap_or(MIN_CONNECTIONS) {
-        return Err(StartError::FileLimit { limit: files, wanted: wanted.unwrap_or(MIN_CONNECTIONS) });
+    let connections = wanted.unwrap_or(MIN_CONNECTIONS);
+    if possible < connections {
+        let needed = connections.saturating_mul(2).saturating_add(own);
+        return Err(StartError::FileLimit { limit, connections, own, needed });
     }
     Ok(usize::try_from(wanted.unwrap_or(possible)).unwrap_or(usize::MAX))
+}
+
+/// The open files the process needs before it has accepted anything.
+fn own_files(settings: &Settings, workers: usize) -> usize {
+    let for_each_https = 1 + usize::from(settings.http3.enabled);
+    let ports = settings.http.len() + settings.https.len() * for_each_https;
+    OTHER_FILES + workers * (settings.addresses.len() * ports + RUNTIME_FILES)
 }
 
 type Report = std::sync::mpsc::Sender<Result<(), String>>;

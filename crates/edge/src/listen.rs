@@ -45,25 +45,27 @@ pub(crate) struct Sockets {
 pub struct BindError {
     what: &'static str,
     address: SocketAddr,
+    /// Where the port stands in the configuration.
+    key: &'static str,
     error: io::Error,
 }
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BindError { what, address, error } = self;
+        let BindError { what, address, key, error } = self;
         let port = address.port();
         write!(f, "cannot listen on {what} {address}: ")?;
         match error.kind() {
             io::ErrorKind::AddrInUse => write!(
                 f,
                 "the port is taken by another program; `ss -lpn 'sport = :{port}'` names it; \
-                 stop it or choose another port in [server]"
+                 stop it, or choose another port as {key}"
             ),
             io::ErrorKind::PermissionDenied if port < 1024 => write!(
                 f,
                 "no permission for a port below 1024; run as root, give the program the capability \
                  (`setcap cap_net_bind_service=+ep foregate`, or AmbientCapabilities=CAP_NET_BIND_SERVICE \
-                 in its systemd unit), or choose another port in [server]"
+                 in its systemd unit), or choose another port as {key}"
             ),
             io::ErrorKind::AddrNotAvailable => {
                 write!(f, "this host does not have the address; correct server.addresses")
@@ -87,23 +89,25 @@ pub(crate) fn bind(settings: &Settings, workers: usize) -> Result<(Vec<Listening
     let ports = ports.chain(settings.https.iter().map(|port| (*port, true)));
     for (port, secure) in ports {
         let http3 = secure && settings.http3.enabled;
+        let key = if secure { "server.https" } else { "server.http" };
         for place in places(&settings.addresses) {
             let address = SocketAddr::new(place.ip, port);
-            reserve("TCP", address, place, Type::STREAM, Protocol::TCP)?;
+            let failed = |what| move |error| BindError { what, address, key, error };
+            reserve(address, place, Type::STREAM, Protocol::TCP).map_err(failed("TCP"))?;
             for worker in &mut sockets {
                 let socket = open(address, place, Type::STREAM, Protocol::TCP, true)
                     .and_then(|socket| {
                         socket.listen(i32::try_from(settings.backlog).unwrap_or(i32::MAX))?;
                         Ok(TcpListener::from(socket))
                     })
-                    .map_err(|error| BindError { what: "TCP", address, error })?;
+                    .map_err(failed("TCP"))?;
                 worker.tcp.push((socket, secure));
             }
             if http3 {
-                reserve("UDP", address, place, Type::DGRAM, Protocol::UDP)?;
+                reserve(address, place, Type::DGRAM, Protocol::UDP).map_err(failed("UDP"))?;
                 for worker in &mut sockets {
-                    let socket = open(address, place, Type::DGRAM, Protocol::UDP, true)
-                        .map_err(|error| BindError { what: "UDP", address, error })?;
+                    let socket =
+                        open(address, place, Type::DGRAM, Protocol::UDP, true).map_err(failed("UDP"))?;
                     // Less than asked for is no error.
                     _ = socket.set_recv_buffer_size(UDP_BUFFER);
                     _ = socket.set_send_buffer_size(UDP_BUFFER);
@@ -146,16 +150,9 @@ fn places(addresses: &[IpAddr]) -> Vec<Place> {
 }
 
 /// Another program in the group's place would silently share it, so the port is first bound alone.
-fn reserve(
-    what: &'static str,
-    address: SocketAddr,
-    place: Place,
-    kind: Type,
-    protocol: Protocol,
-) -> Result<(), BindError> {
-    let alone = open(address, place, kind, protocol, false)
-        .and_then(|socket| if kind == Type::STREAM { socket.listen(1) } else { Ok(()) });
-    alone.map_err(|error| BindError { what, address, error })
+fn reserve(address: SocketAddr, place: Place, kind: Type, protocol: Protocol) -> io::Result<()> {
+    let socket = open(address, place, kind, protocol, false)?;
+    if kind == Type::STREAM { socket.listen(1) } else { Ok(()) }
 }
 
 fn open(
