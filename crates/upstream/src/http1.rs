@@ -22,6 +22,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::client::{Outgoing, SendError, Shelf};
 use crate::idle::{Idle, Patience};
+use crate::response::{check_status, failure};
 use crate::stream::Stream;
 use crate::upload::{Progress, Upload};
 
@@ -123,12 +124,10 @@ impl Http1 {
                 self.switch(response, in_flight).await
             }
             Some(Ok(mut response)) => {
-                let clean = match response_framing(&mut response, head_only) {
+                let checked = check_status(response.status());
+                let clean = match checked.and_then(|()| response_framing(&mut response, head_only)) {
                     Ok(clean) => clean,
-                    Err(reason) => {
-                        let failure = Failure::because(Kind::BadResponse, reason);
-                        return Err(SendError { failure, unsent: None });
-                    }
+                    Err(failure) => return Err(SendError { failure, unsent: None }),
                 };
                 let upload = progress.filter(|progress| !progress.is_done());
                 Ok(self.receive(response, clean, upload, in_flight, shelf, idle_timeout))
@@ -248,18 +247,14 @@ fn interims() -> Vec<(StatusCode, HeaderMap)> {
 
 /// Checks what hyper leaves to us of a response's framing (RFC 9112, section 6.3). False: it can be read,
 /// but what follows on this connection is not to be trusted.
-fn response_framing(response: &mut Response<Incoming>, head_only: bool) -> Result<bool, &'static str> {
+fn response_framing(response: &mut Response<Incoming>, head_only: bool) -> Result<bool, Failure> {
     let bodiless = head_only || response.status() == StatusCode::NOT_MODIFIED;
-    // RFC 9110, section 15: what lies outside 100 to 599 is not valid.
-    if response.status().as_u16() >= 600 {
-        return Err("its status is not one of HTTP");
-    }
     let headers = response.headers_mut();
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let coded = match (codings.next(), codings.next()) {
         (None, _) => false,
         (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => true,
-        _ => return Err("its transfer coding is not understood"),
+        _ => return Err(Failure::because(Kind::BadResponse, "its transfer coding is not understood")),
     };
     let lengths = headers.get_all(CONTENT_LENGTH).iter().count();
     if coded && lengths > 0 {
@@ -271,15 +266,6 @@ fn response_framing(response: &mut Response<Incoming>, head_only: bool) -> Resul
         headers.remove(CONTENT_LENGTH);
     }
     Ok(true)
-}
-
-/// What hyper's error says about the VM.
-fn failure(error: hyper::Error) -> Failure {
-    if let Some(failure) = Failure::within(&error) {
-        return failure;
-    }
-    let kind = if error.is_parse() { Kind::BadResponse } else { Kind::Reset };
-    Failure::because(kind, error)
 }
 
 /// A response body that moves its own connection.

@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::client::{Outgoing, SendError};
 use crate::idle::{Idle, Patience};
+use crate::response::{check_status, failure};
 use crate::stream::Stream;
 use crate::upload::Upload;
 
@@ -168,8 +169,7 @@ impl Http2 {
                 Err(SendError { failure: client_side.unwrap_or_else(|| failure(error.into_error())), unsent })
             }
             Some(Ok(response)) => {
-                if response.status().as_u16() >= 600 {
-                    let failure = Failure::because(Kind::BadResponse, "its status is not one of HTTP");
+                if let Err(failure) = check_status(response.status()) {
                     return Err(SendError { failure, unsent: None });
                 }
                 let (mut parts, incoming) = response.into_parts();
@@ -189,13 +189,6 @@ impl Http2 {
             }
         }
     }
-}
-
-/// What hyper's error says about the VM.
-fn failure(error: hyper::Error) -> Failure {
-    // A connection whose VM answers no ping.
-    let kind = if error.is_timeout() { Kind::HeadTimeout } else { Kind::Reset };
-    Failure::within(&error).unwrap_or_else(|| Failure::because(kind, error))
 }
 
 /// A response body. Dropping it before its end resets the stream, so the VM stops.

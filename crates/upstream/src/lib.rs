@@ -8,6 +8,7 @@ mod dial;
 mod http1;
 mod http2;
 mod idle;
+mod response;
 mod stream;
 mod transport;
 mod upload;
