@@ -6,7 +6,6 @@
 
 mod accept;
 mod answer;
-mod deadline;
 mod drain;
 mod gateway;
 mod h1;
@@ -24,6 +23,7 @@ mod worker;
 
 use std::sync::Arc;
 
+use foregate_exchange::deadline;
 use foregate_routing::Snapshot;
 use foregate_upstream::Transport;
 

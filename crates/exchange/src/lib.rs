@@ -1,9 +1,10 @@
 //! What flows between a client and a VM, the same for every HTTP version: bodies, failures, the hygiene
-//! of heads, and tunnels.
+//! of heads, time limits, and tunnels.
 //!
 //! The crate opens nothing and decides nothing; it knows neither routes nor connections.
 
 mod body;
+pub mod deadline;
 mod failure;
 pub mod head;
 pub mod tunnel;

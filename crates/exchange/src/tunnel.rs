@@ -8,7 +8,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
+
+use crate::deadline::Deadline;
 
 /// Each direction holds at most this much of what the other end has not taken yet.
 const BUFFER: usize = 16 * 1024;
@@ -44,27 +45,17 @@ impl Tunnel {
         let mut server = Pin::new(&mut self.stream);
         let mut up = Pipe::new();
         let mut down = Pipe::new();
-        // Deadline moved lazily: the timer is touched once per `idle`, not once per read.
-        let mut last = Instant::now();
-        let mut timer = self.idle.map(|idle| Box::pin(tokio::time::sleep_until(last + idle)));
+        let mut deadline = Deadline::default();
         poll_fn(|cx| {
             let upward = up.poll(cx, client.as_mut(), server.as_mut())?;
             let downward = down.poll(cx, server.as_mut(), client.as_mut())?;
             if upward.is_ready() && downward.is_ready() {
                 return Poll::Ready(Ok(()));
             }
-            if let (Some(timer), Some(idle)) = (timer.as_mut(), self.idle) {
-                if up.take_moved() | down.take_moved() {
-                    last = Instant::now();
-                }
-                while timer.as_mut().poll(cx).is_ready() {
-                    if last + idle <= Instant::now() {
-                        return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                    }
-                    timer.as_mut().reset(last + idle);
-                }
+            if up.take_moved() | down.take_moved() {
+                deadline.clear();
             }
-            Poll::Pending
+            deadline.poll(cx, self.idle).map(|()| Err(io::ErrorKind::TimedOut.into()))
         })
         .await
     }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foregate_exchange::deadline::Deadline;
 use foregate_exchange::{Body, Failure, Kind, Tunnel, head};
 use foregate_routing::InFlight;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
@@ -18,10 +19,10 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use crate::client::{Outgoing, SendError, Shelf};
-use crate::idle::{Idle, Patience};
+use crate::patience::Patience;
 use crate::response::{check_status, failure};
 use crate::stream::Stream;
 use crate::upload::{Progress, Upload};
@@ -37,6 +38,8 @@ pub(crate) struct Http1 {
     /// `None` once hyper has finished with it.
     connection: Option<Connection>,
     since: Instant,
+    /// Of the request under way; its timer serves all requests of the connection.
+    deadline: Deadline,
 }
 
 impl Http1 {
@@ -48,7 +51,8 @@ impl Http1 {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Failure::because(Kind::Connect, error))?;
-        Ok(Http1 { sender, connection: Some(connection), since: Instant::now() })
+        let (since, deadline) = (Instant::now(), Deadline::default());
+        Ok(Http1 { sender, connection: Some(connection), since, deadline })
     }
 
     /// Since when it has been idle.
@@ -83,8 +87,8 @@ impl Http1 {
         let (upgrade, head_only) = (outgoing.upgrade.is_some(), outgoing.method == Method::HEAD);
         let (request, progress) = request(outgoing, expects);
         let mut response = pin!(self.sender.try_send_request(request));
-        let mut timer = pin!(None::<Sleep>);
         let mut patience = Patience::new(response_timeout);
+        self.deadline.clear();
         let answered = poll_fn(|cx| {
             let over = self.poll(cx).is_ready();
             for (status, fields) in interims() {
@@ -101,7 +105,7 @@ impl Http1 {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if patience.poll(timer.as_mut(), progress.as_deref(), cx).is_ready() {
+            if patience.poll(&mut self.deadline, progress.as_deref(), cx).is_ready() {
                 return Poll::Ready(None);
             }
             Poll::Pending
@@ -130,6 +134,7 @@ impl Http1 {
                     Err(failure) => return Err(SendError { failure, unsent: None }),
                 };
                 let upload = progress.filter(|progress| !progress.is_done());
+                self.deadline.clear();
                 Ok(self.receive(response, clean, upload, in_flight, shelf, idle_timeout))
             }
         }
@@ -173,8 +178,7 @@ impl Http1 {
                 Drive::Inline(Box::new(self), clean.then_some(shelf))
             }
         };
-        let idle = idle.map(Idle::new);
-        let body = Download { incoming, drive, idle, _in_flight: in_flight };
+        let body = Download { incoming, drive, idle, deadline: Deadline::default(), _in_flight: in_flight };
         Response::from_parts(parts, Body::stream(body))
     }
 
@@ -272,7 +276,10 @@ fn response_framing(response: &mut Response<Incoming>, head_only: bool) -> Resul
 struct Download {
     incoming: Incoming,
     drive: Drive,
-    idle: Option<Idle>,
+    /// How long the VM may pause.
+    idle: Option<Duration>,
+    /// Where the connection is not at hand, whose own is taken otherwise.
+    deadline: Deadline,
     _in_flight: InFlight,
 }
 
@@ -299,6 +306,13 @@ impl Download {
         Pin::new(&mut self.incoming).poll_frame(cx)
     }
 
+    fn deadline(&mut self) -> &mut Deadline {
+        match &mut self.drive {
+            Drive::Inline(http1, _) => &mut http1.deadline,
+            Drive::Task(_) | Drive::Done => &mut self.deadline,
+        }
+    }
+
     fn finish(&mut self) {
         if let Drive::Inline(http1, Some(shelf)) = std::mem::replace(&mut self.drive, Drive::Done) {
             http1.recycle(&shelf);
@@ -320,9 +334,7 @@ impl http_body::Body for Download {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Ok(mut frame))) => {
-                if let Some(idle) = &mut self.idle {
-                    idle.touch();
-                }
+                self.deadline().clear();
                 if let Some(trailers) = frame.trailers_mut() {
                     head::strip_trailers(trailers);
                 }
@@ -336,10 +348,10 @@ impl http_body::Body for Download {
                 self.drive = Drive::Done;
                 Poll::Ready(Some(Err(Failure::because(Kind::Truncated, error))))
             }
-            Poll::Pending => match self.idle.as_mut().map(|idle| idle.poll(cx)) {
-                Some(Poll::Ready(())) => Poll::Ready(Some(Err(Kind::BodyTimeout.into()))),
-                _ => Poll::Pending,
-            },
+            Poll::Pending => {
+                let idle = self.idle;
+                self.deadline().poll(cx, idle).map(|()| Some(Err(Kind::BodyTimeout.into())))
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foregate_exchange::deadline::Deadline;
 use foregate_exchange::{Body, Failure, Kind, head};
 use foregate_routing::InFlight;
 use http::header::{CONTENT_LENGTH, EXPECT, TE};
@@ -16,10 +17,10 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use crate::client::{Outgoing, SendError};
-use crate::idle::{Idle, Patience};
+use crate::patience::Patience;
 use crate::response::{check_status, failure};
 use crate::stream::Stream;
 use crate::upload::Upload;
@@ -149,13 +150,13 @@ impl Http2 {
         *request.uri_mut() = uri;
 
         let mut response = pin!(self.sender.try_send_request(request));
-        let mut timer = pin!(None::<Sleep>);
+        let mut deadline = Deadline::default();
         let mut patience = Patience::new(response_timeout);
         let answered = poll_fn(|cx| {
             if let Poll::Ready(answer) = response.as_mut().poll(cx) {
                 return Poll::Ready(Some(answer));
             }
-            if patience.poll(timer.as_mut(), progress.as_deref(), cx).is_ready() {
+            if patience.poll(&mut deadline, progress.as_deref(), cx).is_ready() {
                 return Poll::Ready(None);
             }
             Poll::Pending
@@ -183,8 +184,10 @@ impl Http2 {
                 if incoming.is_end_stream() {
                     return Ok(Response::from_parts(parts, Body::Empty));
                 }
-                let idle = idle_timeout.map(Idle::new);
-                let body = Download { incoming, left, idle, _active: self.active, _in_flight: in_flight };
+                deadline.clear();
+                let (idle, active) = (idle_timeout, self.active);
+                let body =
+                    Download { incoming, left, idle, deadline, _active: active, _in_flight: in_flight };
                 Ok(Response::from_parts(parts, Body::stream(body)))
             }
         }
@@ -196,7 +199,9 @@ struct Download {
     incoming: Incoming,
     /// Of the announced length.
     left: Option<u64>,
-    idle: Option<Idle>,
+    /// How long the VM may pause.
+    idle: Option<Duration>,
+    deadline: Deadline,
     _active: Option<Active>,
     _in_flight: InFlight,
 }
@@ -219,19 +224,14 @@ impl http_body::Body for Download {
                 if let (Some(left), Some(data)) = (&mut this.left, frame.data_ref()) {
                     *left = left.saturating_sub(data.len() as u64);
                 }
-                if let Some(idle) = &mut this.idle {
-                    idle.touch();
-                }
+                this.deadline.clear();
                 if let Some(trailers) = frame.trailers_mut() {
                     head::strip_trailers(trailers);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(Failure::because(Kind::Truncated, error)))),
-            Poll::Pending => match this.idle.as_mut().map(|idle| idle.poll(cx)) {
-                Some(Poll::Ready(())) => Poll::Ready(Some(Err(Kind::BodyTimeout.into()))),
-                _ => Poll::Pending,
-            },
+            Poll::Pending => this.deadline.poll(cx, this.idle).map(|()| Some(Err(Kind::BodyTimeout.into()))),
         }
     }
 

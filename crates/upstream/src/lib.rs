@@ -7,7 +7,7 @@ mod client;
 mod dial;
 mod http1;
 mod http2;
-mod idle;
+mod patience;
 mod response;
 mod stream;
 mod transport;

@@ -1,6 +1,9 @@
 //! Parties that stop in the middle, and how long the others wait for them.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use foregate_tests::{
@@ -9,6 +12,7 @@ use foregate_tests::{
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
+    sync::Notify,
     task::JoinHandle,
 };
 
@@ -171,6 +175,50 @@ async fn a_slow_upload_goes_on_piece_by_piece() {
             }
             let _ = exchange.up.finish(&Fields::new()).await;
             assert_eq!(exchange.down.whole().await.unwrap().status, 200, "{version:?}");
+        }
+        gw.stop().await;
+    }
+}
+
+/// A client that takes nothing for a while is no VM that pauses: after it the VM has its whole time again.
+#[tokio::test]
+async fn a_client_that_pauses_is_no_vm_that_pauses() {
+    // One byte more than the client's window takes, so that the gateway has it and cannot pass it on.
+    const AHEAD: u64 = MIB + 1;
+    let rest = Arc::new(Notify::new());
+    let bell = rest.clone();
+    let answering = move || {
+        let bell = bell.clone();
+        origin().on("/", move |call| {
+            let bell = bell.clone();
+            Box::pin(async move {
+                call.start(200, &Fields::new(), None).await;
+                let _ = call.write_pattern(AHEAD).await;
+                bell.notified().await;
+                let _ = call.write(Bytes::from_static(b"the rest")).await;
+                call.finish(&Fields::new()).await;
+            })
+        })
+    };
+    for http2 in [false, true] {
+        let vm = if http2 { answering().http2() } else { answering() }.start().await;
+        let gw = serving(&vm, http2, "timeouts = { idle = \"1s\" }", "").await;
+        for version in [Version::H2c, Version::H2] {
+            let place = format!("{version:?}, HTTP/2 to the VM: {http2}");
+            let client = gw.client(version, "shop.test").await;
+            let mut exchange = client.open(&get("/")).await.unwrap();
+            assert_eq!(exchange.down.any_head().await.unwrap().0, 200, "{place}");
+            // Longer than the VM may pause: what is tested is that this time is the client's.
+            tokio::time::sleep(Duration::from_millis(1_300)).await;
+            let mut length = 0;
+            while length < AHEAD {
+                let piece = exchange.down.data().await.unwrap_or_else(|e| panic!("{place}: {e}"));
+                length += piece.expect("no end yet").len() as u64;
+            }
+            rest.notify_one();
+            let piece = exchange.down.data().await.unwrap_or_else(|e| panic!("{place}: {e}"));
+            assert_eq!(piece.as_deref(), Some(&b"the rest"[..]), "{place}");
+            assert_eq!(exchange.down.data().await, Ok(None), "{place}");
         }
         gw.stop().await;
     }
