@@ -11,10 +11,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use foregate_exchange::reading::ReadBy;
 use h2::server;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use self::watch::{HalfHead, HalfHeadDeadline, Watched};
+use self::watch::{HalfHead, HalfHeadDeadline, Outline};
 use crate::deadline::Deadline;
 use crate::drain::Phase;
 use crate::peer::Peer;
@@ -53,7 +54,7 @@ where
     drop(live);
     let mut deadline = Deadline::default();
     let half = Rc::new(HalfHead::default());
-    let mut handshake = pin!(builder.handshake::<_, Bytes>(Watched::new(io, half.clone())));
+    let mut handshake = pin!(builder.handshake::<_, Bytes>(ReadBy::new(Outline::new(half.clone()), io)));
     let accepted = poll_fn(|cx| match handshake.as_mut().poll(cx) {
         Poll::Ready(result) => Poll::Ready(Some(result)),
         Poll::Pending => deadline.poll(cx, timeouts.request_head).map(|()| None),

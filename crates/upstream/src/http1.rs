@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foregate_exchange::deadline::Deadline;
+use foregate_exchange::reading::{ReadBy, Rewound};
 use foregate_exchange::{Body, Failure, Kind, Tunnel, head};
 use foregate_routing::InFlight;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
@@ -17,7 +18,6 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -201,7 +201,7 @@ impl Http1 {
             return Err(SendError { failure: Kind::Reset.into(), unsent: None });
         };
         let parts = connection.into_parts();
-        let stream = Rewound { first: parts.read_buf, stream: parts.io.into_inner() };
+        let stream = ReadBy::new(Rewound(parts.read_buf), parts.io.into_inner());
         let head = response.into_parts().0;
         Ok(Response::from_parts(head, Body::Tunnel(Tunnel::new(stream, None, in_flight))))
     }
@@ -372,44 +372,5 @@ impl Drop for Download {
         {
             task.abort();
         }
-    }
-}
-
-/// A stream some of whose bytes were read too early.
-struct Rewound {
-    first: Bytes,
-    stream: Stream,
-}
-
-impl AsyncRead for Rewound {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        if self.first.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        let n = self.first.len().min(buf.remaining());
-        buf.put_slice(&self.first.split_to(n));
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Rewound {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

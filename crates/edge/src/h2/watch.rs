@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use foregate_exchange::reading::Reading;
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::deadline::Deadline;
 
@@ -50,9 +51,8 @@ impl HalfHeadDeadline {
     }
 }
 
-/// A connection whose incoming frames are followed.
-pub(super) struct Watched<IO> {
-    io: IO,
+/// Follows the frames of a connection as they are read.
+pub(super) struct Outline {
     head: Rc<HalfHead>,
     /// Bytes of the preface or of a payload still to pass.
     skip: usize,
@@ -62,9 +62,9 @@ pub(super) struct Watched<IO> {
     continues: bool,
 }
 
-impl<IO> Watched<IO> {
-    pub(super) fn new(io: IO, head: Rc<HalfHead>) -> Watched<IO> {
-        Watched { io, head, skip: PREFACE, frame: [0; FRAME_HEAD], have: 0, continues: false }
+impl Outline {
+    pub(super) fn new(head: Rc<HalfHead>) -> Outline {
+        Outline { head, skip: PREFACE, frame: [0; FRAME_HEAD], have: 0, continues: false }
     }
 
     fn follow(&mut self, mut bytes: &[u8]) {
@@ -107,43 +107,17 @@ impl<IO> Watched<IO> {
     }
 }
 
-impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+impl Reading for Outline {
+    fn poll_read<IO: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut IO,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        let fresh = buf.filled().get(before..).unwrap_or_default();
-        self.follow(fresh);
+        ready!(Pin::new(io).poll_read(cx, buf))?;
+        self.follow(buf.filled().get(before..).unwrap_or_default());
         Poll::Ready(Ok(()))
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }
 
@@ -154,7 +128,7 @@ mod tests {
     #[test]
     fn a_head_is_open_from_its_first_frame_to_its_last_byte() {
         let head = Rc::new(HalfHead::default());
-        let mut watched = Watched::new((), head.clone());
+        let mut outline = Outline::new(head.clone());
         let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
         let headers = [0, 0, 2, HEADERS, 0, 0, 0, 0, 1, 7, 7];
@@ -164,7 +138,7 @@ mod tests {
         let opens = PREFACE + settings.len() + FRAME_HEAD;
         let closes = PREFACE + settings.len() + headers.len() + rest.len();
         for (at, byte) in bytes.iter().enumerate() {
-            watched.follow(&[*byte]);
+            outline.follow(&[*byte]);
             let read = at + 1;
             assert_eq!(head.open.get(), (opens..closes).contains(&read), "after {read} bytes");
         }
