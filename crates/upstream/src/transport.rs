@@ -84,12 +84,6 @@ impl Transport {
         })
     }
 
-    /// "http" or "https": the scheme of requests sent over it.
-    #[must_use]
-    pub fn scheme(&self) -> http::uri::Scheme {
-        if self.tls.is_some() { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP }
-    }
-
     /// The name asked for in the TLS handshake, where the configuration gives one.
     #[must_use]
     pub fn server_name(&self) -> Option<&str> {
