@@ -355,6 +355,39 @@ async fn when_every_vm_refuses_the_answer_is_502() {
     gw.stop().await;
 }
 
+/// The log tells each attempt that failed under the VM's name, and whether another one followed.
+#[tokio::test]
+async fn every_failed_attempt_is_told_and_the_last_one_as_such() {
+    let dying = origin().on("/", |call| Box::pin(async move { call.die() })).start().await;
+    let (alive, closed) = (origin().start().await, closed_port());
+    let refusing = format!("127.0.0.1:{}", closed.port);
+    let named = |name: &str, address: &str| line(address, &format!(", name = {name:?}"));
+    let (refusing, dying, alive) =
+        (named("refusing", &refusing), named("dying", &dying.address()), named("alive", &alive.address()));
+    for (backends, status, told) in [
+        (refusing.clone(), 502, &[("refusing", false)][..]),
+        (dying.clone(), 502, &[("dying", false)]),
+        (refusing.clone() + &dying, 502, &[("refusing", true), ("dying", false)]),
+        (dying.clone() + &refusing, 502, &[("dying", true), ("refusing", false)]),
+        (refusing + &dying + &alive, 200, &[("refusing", true), ("dying", true)]),
+        (alive, 200, &[]),
+    ] {
+        let gw = with_backends("balance = \"first\"", &backends).await;
+        assert_eq!(gw.request(Version::H1, get("/")).await.status, status, "{backends}");
+        let log = gw.log().clone();
+        gw.stop().await;
+        let lines = eventually("all of it is written", || {
+            log.having(&["drained"]).pop().map(|_| log.having(&["backend failed"]))
+        })
+        .await;
+        assert_eq!(lines.len(), told.len(), "{backends}: {lines:#?}");
+        for (line, (name, again)) in lines.iter().zip(told) {
+            let words = [format!("backend=\"{name}\""), format!("again={again}")];
+            assert!(words.iter().all(|word| line.contains(word)), "{backends}: {words:?} in {line}");
+        }
+    }
+}
+
 /// A kept connection that the VM has closed meanwhile is no error for a request that may be repeated.
 #[tokio::test]
 async fn a_stale_connection_is_not_the_clients_problem() {

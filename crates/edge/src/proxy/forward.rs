@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use foregate_exchange::head::{self, Origin, Wish};
 use foregate_exchange::{Body, Failure, Kind, Side};
-use foregate_routing::{Address, HeaderEdit, Matched, Pick, Pool, RequestView, UpstreamHost, Variables};
+use foregate_routing::{
+    Address, HeaderEdit, Matched, Member, Pick, Pool, RequestView, UpstreamHost, Variables,
+};
 use foregate_upstream::{Outgoing, SendError, Transport};
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, SET_COOKIE, TE, UPGRADE};
 use http::uri::{PathAndQuery, Uri};
@@ -63,24 +65,27 @@ impl Forwarding<'_> {
         self.clean(&mut headers);
 
         let mut tried: Vec<usize> = Vec::new();
-        let mut failure: Option<Failure> = None;
+        // Told when it is known whether another attempt follows.
+        let mut failed: Option<Failed<'_>> = None;
         for left in (0..=RETRIES).rev() {
             let now = self.worker.now_nanos();
             let carried = cookies.as_ref().unwrap_or(&headers);
             let pick =
                 pool.pick_sticky(carried, &tried).or_else(|| pool.pick(key, &tried, self.worker.roll(), now));
-            let Some(pick) = pick else { break };
-            let endpoint = pick.member.endpoint.clone();
+            let Some(Pick { member, index, in_flight }) = pick else { break };
+            if let Some(failed) = failed.take() {
+                self.report(pool, &failed, true);
+            }
+            let endpoint = member.endpoint.clone();
             let link = match self.worker.client.connect(&endpoint, transport, self.wish.is_some()).await {
                 Ok(link) => link,
-                Err(error) => {
-                    self.report(pool, &pick, &error, left > 0);
-                    tried.push(pick.index);
-                    failure = Some(error);
+                Err(failure) => {
+                    tried.push(index);
+                    failed = Some(Failed { member, failure });
                     continue;
                 }
             };
-            let (index, reused) = (pick.index, link.reused());
+            let reused = link.reused();
             let cookie = pool.sticky_cookie(cookies.as_ref().unwrap_or(&headers), index, secure);
             // Whoever keeps connections open meets one that the VM is just closing; only then, or when
             // the method allows it, is a second copy of the head needed.
@@ -97,36 +102,34 @@ impl Forwarding<'_> {
                 idle_timeout: policy.timeouts.idle,
             };
             let begun = Instant::now();
-            let in_flight = pick.in_flight;
             match link.send(outgoing, in_flight, |status, fields| self.pass_interim(status, fields)).await {
                 Ok(response) => {
                     endpoint.vitals.observe_latency(begun.elapsed(), self.worker.now_nanos());
                     return Ok(self.receive(response, cookie));
                 }
-                Err(SendError { failure: error, unsent }) => {
+                Err(SendError { failure, unsent }) => {
                     let untouched = unsent.is_some();
                     let again = match (spare, unsent) {
                         (Some(spare), Some(unsent)) => Some((spare, unsent)),
-                        (Some(spare), None) if repeatable && error.kind() == Kind::Reset => {
+                        (Some(spare), None) if repeatable && failure.kind() == Kind::Reset => {
                             Some((spare, Body::Empty))
                         }
                         _ => None,
                     };
-                    self.log(pool, &endpoint.address.to_string(), &error, again.is_some());
-                    let Some(again) = again else {
-                        failure = Some(error);
-                        break;
-                    };
+                    failed = Some(Failed { member, failure });
+                    let Some(again) = again else { break };
                     (headers, body) = again;
                     // A stale connection says nothing about its VM.
                     if !(reused || untouched) {
                         tried.push(index);
                     }
-                    failure = Some(error);
                 }
             }
         }
-        Err(self.give_up(pool, failure))
+        if let Some(failed) = &failed {
+            self.report(pool, failed, false);
+        }
+        Err(self.give_up(pool, failed.map(|failed| failed.failure)))
     }
 
     fn edits_cookies(&self) -> bool {
@@ -236,11 +239,9 @@ impl Forwarding<'_> {
         Answer::new(failure.kind().status(), sentence)
     }
 
-    fn report(&self, pool: &Pool, pick: &Pick<'_>, failure: &Failure, again: bool) {
-        self.log(pool, &pick.member.name, failure, again);
-    }
-
-    fn log(&self, pool: &Pool, backend: &str, failure: &Failure, again: bool) {
+    /// Logs a failed attempt; `again`: another one follows.
+    fn report(&self, pool: &Pool, Failed { member, failure }: &Failed<'_>, again: bool) {
+        let backend = &*member.name;
         let (request_id, pool, kind) = (self.variables.request_id, &*pool.name, failure.kind().label());
         if failure.kind().side() == Side::Client {
             tracing::debug!(request_id, pool, backend, failure = kind, reason = %failure, "request failed");
@@ -248,6 +249,12 @@ impl Forwarding<'_> {
             tracing::warn!(request_id, pool, backend, failure = kind, reason = %failure, again, "backend failed");
         }
     }
+}
+
+/// An attempt that brought no response.
+struct Failed<'p> {
+    member: &'p Member,
+    failure: Failure,
 }
 
 fn cookies_of(headers: &HeaderMap) -> HeaderMap {
