@@ -18,6 +18,7 @@ with need("aioquic"):
 
 CONTROL_STREAM = 0x00
 GOAWAY = 0x07
+LARGEST_REQUEST = 2**62 - 4
 
 
 class Answer:
@@ -119,7 +120,8 @@ class Client(QuicConnectionProtocol):
         except BufferReadError:
             pass
         self.goaways = seen
-        if seen:
+        # The first one names the largest id there is; what is served only the last one says.
+        if seen and seen[-1] != LARGEST_REQUEST:
             self.goaway.set()
 
 

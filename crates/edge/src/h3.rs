@@ -1,7 +1,4 @@
-//! HTTP/3 on quinn and h3 (RFC 9114).
-//!
-//! The h3 crate is guarded where it would let a peer harm us (limits, deadlines, contained panics) and
-//! where it ends streams wrongly; its other gaps are named in the README.
+//! HTTP/3: connections and the requests they bring (RFC 9114). The protocol itself is `foregate-http3`'s.
 
 mod endpoint;
 mod stream;
@@ -10,11 +7,9 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
-use bytes::Bytes;
-use h3::error::Code;
-use h3::server::RequestResolver;
-use quinn::{Connection, VarInt};
+use foregate_http3::{Code, Connection, Error, Incoming, Settings};
 
 pub(crate) use endpoint::{Quic, accept};
 
@@ -24,24 +19,41 @@ use crate::peer::Peer;
 use crate::streams::Streams;
 use crate::worker::Worker;
 
-type Resolver = RequestResolver<h3_quinn::Connection, Bytes>;
+/// The shortest wait between the two GOAWAYs, and between the second and the end: what is on its way when a
+/// client hears of it must be able to arrive.
+const GOODBYE: Duration = Duration::from_millis(20);
+
+/// How far a connection is on its way out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// The client knows that it should open no more requests.
+    Announced,
+    /// It knows which ones are served.
+    Final,
+}
 
 /// What accepting waits for.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "taken apart at once; a box would be one more allocation per request"
+)]
 enum Event {
-    Stream(Box<Resolver>),
-    Drain,
-    End,
+    Request(Incoming),
+    /// The worker drains, or nothing has happened for as long as connections are kept.
+    Leave,
+    /// The next step of leaving is due.
+    Step,
+    End(Option<Error>),
 }
 
 /// Serves a connection to its end.
-async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, quic: Connection) {
-    let limit = worker.current().settings.limits.request_head as u64;
-    let built = h3::server::builder()
-        .max_field_section_size(limit)
-        .send_grease(false)
-        .build::<_, Bytes>(h3_quinn::Connection::new(quic.clone()))
-        .await;
-    let mut connection = match built {
+pub(super) async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, quic: quinn::Connection) {
+    let live = worker.current();
+    let settings = Settings { max_field_section_size: live.settings.limits.request_head as u64 };
+    let keep_alive = live.settings.timeouts.keep_alive;
+    drop(live);
+    let mut connection = match Connection::start(quic, settings).await {
         Ok(connection) => connection,
         Err(error) => {
             tracing::debug!(peer = %peer.address, %error, "HTTP/3 connection failed");
@@ -51,68 +63,63 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, quic: Connection) {
     let mut draining = pin!(worker.drain.reached(Phase::Draining));
     let mut closing = pin!(worker.drain.reached(Phase::Closing));
     let streams = Rc::new(Streams::default());
-    let keep_alive = worker.current().settings.timeouts.keep_alive;
     let mut deadline = Deadline::default();
-    // Stream ids at or above it were refused by our GOAWAY.
-    let mut announced = None;
-    let mut next_id = 0;
+    let mut leaving = Leaving::No;
     loop {
+        let goodbye = GOODBYE.max(connection.quic().rtt().saturating_mul(2));
         let event = {
             let mut accepting = pin!(connection.accept());
             poll_fn(|cx| {
-                if announced.is_none() && draining.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Event::Drain);
+                if leaving == Leaving::No && draining.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Event::Leave);
                 }
                 if closing.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Event::End);
+                    return Poll::Ready(Event::End(None));
                 }
                 if let Poll::Ready(accepted) = accepting.as_mut().poll(cx) {
                     return Poll::Ready(match accepted {
-                        Ok(Some(resolver)) => Event::Stream(Box::new(resolver)),
-                        Ok(None) => Event::End,
-                        Err(error) => {
-                            tracing::debug!(peer = %peer.address, %error, "HTTP/3 connection ended");
-                            Event::End
-                        }
+                        Ok(incoming) => Event::Request(incoming),
+                        Err(error) => Event::End(Some(error)),
                     });
                 }
-                if streams.observe(cx.waker()) > 0 {
-                    deadline.clear();
-                    return Poll::Pending;
+                let idle = streams.observe(cx.waker()) == 0;
+                match leaving {
+                    Leaving::No | Leaving::Final if !idle => {
+                        deadline.clear();
+                        Poll::Pending
+                    }
+                    Leaving::No => deadline.poll(cx, keep_alive).map(|()| Event::Leave),
+                    Leaving::Announced => deadline.poll(cx, Some(goodbye)).map(|()| Event::Step),
+                    Leaving::Final => deadline.poll(cx, Some(goodbye)).map(|()| Event::End(None)),
                 }
-                deadline.poll(cx, keep_alive).map(|()| Event::End)
             })
             .await
         };
         match event {
-            Event::Drain => {
-                // h3 counts from the last stream it has accepted, so one more is the first it refuses;
-                // without any it announces 0, which is the same.
-                announced = Some(next_id);
-                if connection.shutdown(1).await.is_err() {
-                    break;
-                }
-            }
-            Event::Stream(resolver) => {
-                let id = stream::id(&resolver);
-                if announced.is_some_and(|limit| id >= limit) {
-                    tokio::task::spawn_local(stream::reject(*resolver));
-                    continue;
-                }
-                next_id = next_id.max(id + 4);
-                let (worker, peer, quic) = (worker.clone(), peer.clone(), quic.clone());
-                let open = Streams::begin(&streams);
+            Event::Request(incoming) => {
+                let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::begin(&streams));
                 tokio::task::spawn_local(async move {
                     let _open = open;
-                    // A client that is gone is nobody to answer; dropping cancels what runs for it.
-                    tokio::select! {
-                        () = stream::serve(&worker, &peer, *resolver) => {}
-                        _ = quic.closed() => {}
-                    }
+                    stream::serve(&worker, &peer, incoming).await;
                 });
             }
-            Event::End => break,
+            Event::Leave => {
+                connection.begin_goaway();
+                leaving = Leaving::Announced;
+                deadline.clear();
+            }
+            Event::Step => {
+                connection.finish_goaway();
+                leaving = Leaving::Final;
+                deadline.clear();
+            }
+            Event::End(error) => {
+                if let Some(error) = error {
+                    tracing::debug!(peer = %peer.address, %error, "HTTP/3 connection ended");
+                }
+                break;
+            }
         }
     }
-    quic.close(VarInt::from_u64(Code::H3_NO_ERROR.value()).unwrap_or_default(), b"");
+    connection.close(Code::H3_NO_ERROR);
 }

@@ -19,6 +19,7 @@ mod proxy;
 pub mod settings;
 mod streams;
 pub mod tls;
+mod websocket;
 mod worker;
 
 use std::sync::Arc;

@@ -1,14 +1,19 @@
 //! What streams of HTTP/2 and HTTP/3 have in common: being counted, so that a connection knows when it is
-//! idle, and the length of a response.
+//! idle, how much of an unwanted body is read, and the length of a response.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::Waker;
+use std::time::Duration;
 
 use foregate_exchange::Body;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, StatusCode, response};
 use http_body::Body as _;
+
+/// What of a request's body nobody wanted is read away, and for how long.
+pub(crate) const DISCARD: usize = 256 * 1024;
+pub(crate) const LINGER: Duration = Duration::from_millis(500);
 
 /// The streams of a connection that are being answered.
 #[derive(Default)]

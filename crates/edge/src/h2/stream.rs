@@ -8,28 +8,21 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use foregate_exchange::head::{TakesTrailers, Wish, strip_trailers};
+use foregate_exchange::head::{TakesTrailers, strip_trailers};
 use foregate_exchange::{Body, Failure, Kind};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, EXPECT, UPGRADE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, EXPECT};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 
 use super::tunnel::StreamIo;
-use crate::answer::Answer;
 use crate::deadline::Deadline;
 use crate::peer::Peer;
 use crate::proxy;
-use crate::streams::announce_length;
+use crate::streams::{DISCARD, LINGER, announce_length};
+use crate::websocket;
 use crate::worker::Worker;
-
-/// What of a body nobody wanted is read away, and for how long.
-const DISCARD: usize = 256 * 1024;
-const LINGER: Duration = Duration::from_millis(500);
-
-const SEC_WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
-const SEC_WEBSOCKET_ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 
 /// The response side, also needed for interim responses while the request is being answered.
 struct Responder {
@@ -69,34 +62,26 @@ pub(super) async fn serve(
     let head_only = parts.method == Method::HEAD;
     parts.extensions.insert(TakesTrailers);
 
+    let stalled = worker.current().settings.timeouts.keep_alive;
     let protocol = parts.extensions.remove::<h2::ext::Protocol>();
-    let connect = parts.method == Method::CONNECT;
-    let extended = protocol.is_some();
-    let websocket = protocol.as_ref().is_some_and(|protocol| protocol.as_str() == "websocket");
-    let (body, tunnel) = match protocol {
-        Some(_) if connect && websocket => {
-            // RFC 8441: the VM is asked the way HTTP/1.1 asks.
-            parts.method = Method::GET;
-            parts.extensions.insert(Wish(HeaderValue::from_static("websocket")));
-            if let Ok(key) = HeaderValue::try_from(websocket_key(worker)) {
-                parts.headers.insert(SEC_WEBSOCKET_KEY, key);
-            }
-            (Body::Empty, Some(upload))
-        }
-        _ if upload.is_end_stream() => (Body::Empty, None),
-        _ => {
-            let expects = parts.headers.contains_key(EXPECT).then(|| respond.clone());
-            let pause = worker.current().settings.timeouts.request_body;
-            (Body::stream(Upload::new(upload, &parts.headers, expects, pause)), None)
-        }
+    let protocol = protocol.as_ref().map(|protocol| protocol.as_str().as_bytes());
+    if parts.method == Method::CONNECT
+        && let Err(refused) = websocket::accept(worker, &mut parts, protocol)
+    {
+        return log(peer, send(&respond, refused.plain(), head_only, stalled).await);
+    }
+    let (body, tunnel) = if protocol.is_some() {
+        (Body::Empty, Some(upload))
+    } else if upload.is_end_stream() {
+        (Body::Empty, None)
+    } else {
+        let expects = parts.headers.contains_key(EXPECT).then(|| respond.clone());
+        let pause = worker.current().settings.timeouts.request_body;
+        (Body::stream(Upload::new(upload, &parts.headers, expects, pause)), None)
     };
 
-    let response = if connect && tunnel.is_none() && extended {
-        Some(Answer::new(StatusCode::NOT_IMPLEMENTED, "The only protocol known here is websocket.").plain())
-    } else if connect && tunnel.is_none() {
-        Some(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "This gateway is not a forward proxy.").plain())
-    } else {
-        let interim = |status: StatusCode, fields: &HeaderMap| respond.inform(status, fields.clone());
+    let interim = |status: StatusCode, fields: &HeaderMap| respond.inform(status, fields.clone());
+    let response = {
         let mut serving = pin!(proxy::serve(worker, peer, Request::from_parts(parts, body), &interim));
         poll_fn(|cx| {
             if let Poll::Ready(response) = serving.as_mut().poll(cx) {
@@ -106,54 +91,47 @@ pub(super) async fn serve(
         })
         .await
     };
-    // None: the client reset the stream; everything behind it was dropped and so cancelled.
-    if let Some(response) = response {
-        let stalled = worker.current().settings.timeouts.keep_alive;
-        if let Err(error) = answer(&respond, response, tunnel, head_only, stalled).await {
-            tracing::debug!(peer = %peer.address, %error, "HTTP/2 stream ended");
-        }
+    // Without a response the client reset the stream; everything behind it was dropped and so cancelled.
+    let Some(response) = response else { return };
+    let result = match tunnel {
+        Some(upload) => tunnelled(&respond, upload, response, stalled).await,
+        None => send(&respond, response, head_only, stalled).await,
+    };
+    log(peer, result);
+}
+
+fn log(peer: &Peer, result: Result<(), Box<dyn std::error::Error>>) {
+    if let Err(error) = result {
+        tracing::debug!(peer = %peer.address, %error, "HTTP/2 stream ended");
     }
 }
 
-/// Sends the response, or joins the tunnel it opened.
-async fn answer(
+/// Joins the tunnel that the response opened, or sends the response.
+async fn tunnelled(
     respond: &Respond,
+    upload: RecvStream,
     response: Response<Body>,
-    tunnel: Option<RecvStream>,
-    head_only: bool,
     stalled: Option<Duration>,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let (mut head, body) = response.into_parts();
-    head.version = http::Version::HTTP_2;
-    head.extensions.clear();
-    match (body, tunnel) {
-        (Body::Tunnel(tunnel), Some(upload)) => {
-            head.status = StatusCode::OK;
-            head.headers.remove(UPGRADE);
-            head.headers.remove(SEC_WEBSOCKET_ACCEPT);
-            head.headers.remove(CONTENT_LENGTH);
+    match websocket::answer(response) {
+        Ok((head, tunnel)) => {
             let send = respond.answer(head, false)?;
             Ok(tunnel.join(StreamIo::new(upload, send)).await?)
         }
-        (Body::Tunnel(_), None) => Err("a tunnel that nobody asked for".into()),
-        (_, Some(_)) if head.status.is_success() => {
-            // 2xx would mean that the tunnel stands (RFC 8441, section 5).
-            let refused =
-                Answer::new(StatusCode::BAD_GATEWAY, "The backend did not switch protocols.").plain();
-            let (head, body) = refused.into_parts();
-            send(respond, head, body, false, stalled).await
-        }
-        (body, _) => send(respond, head, body, head_only, stalled).await,
+        Err(response) => send(respond, *response, false, stalled).await,
     }
 }
 
+/// Sends a response.
 async fn send(
     respond: &Respond,
-    mut head: http::response::Parts,
-    mut body: Body,
+    response: Response<Body>,
     head_only: bool,
     stalled: Option<Duration>,
 ) -> Result<(), Box<dyn std::error::Error>> {
+    let (mut head, mut body) = response.into_parts();
+    head.version = http::Version::HTTP_2;
+    head.extensions.clear();
     let bodiless = announce_length(&mut head, &body, head_only);
     let ended = bodiless || body.is_end_stream();
     let mut stream = respond.answer(head, ended)?;
@@ -345,24 +323,4 @@ impl Drop for Upload {
             }
         }));
     }
-}
-
-/// The nonce HTTP/1.1 wants for a WebSocket: 16 random bytes in base64. HTTP/2 has none.
-fn websocket_key(worker: &Worker) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digit = |value: u64| DIGITS.get((value & 63) as usize).map_or('A', |byte| char::from(*byte));
-    let (mut first, mut second) = (worker.roll(), worker.roll());
-    let mut key = String::with_capacity(24);
-    for _ in 0..10 {
-        key.push(digit(first));
-        first >>= 6;
-    }
-    for _ in 0..11 {
-        key.push(digit(second));
-        second = second.rotate_right(6);
-    }
-    // 16 bytes are 21 digits and two bits, then padding.
-    key.push(digit((first & 3) << 4));
-    key.push_str("==");
-    key
 }
