@@ -24,6 +24,7 @@ mod certs;
 mod client;
 mod fields;
 pub mod foreign;
+pub mod frames;
 mod gateway;
 mod origin;
 mod pattern;

@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foregate_tests::{
-    ALPN_H2, Error, Gateway, Io, Origin, PATIENCE, Version, eventually, gateway, get, origin, post, within,
+    Error, Gateway, Io, Origin, PATIENCE, Version, eventually,
+    frames::{
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, RST_STREAM, SETTINGS, frame,
+        opening, request_block,
+    },
+    gateway, get, origin, post, within,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const MIB: u64 = 1 << 20;
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 async fn scene() -> (Origin, Gateway) {
     let vm = origin().on("/held", |call| Box::pin(call.gone())).start().await;
@@ -21,31 +25,18 @@ async fn scene() -> (Origin, Gateway) {
 
 /// A raw HTTP/2 connection whose incoming side is read away.
 async fn http2(gw: &Gateway) -> tokio::io::WriteHalf<Box<dyn Io>> {
-    let io: Box<dyn Io> = Box::new(gw.dial("shop.test").tls(&[ALPN_H2]).await.unwrap());
-    let (mut read, mut write) = tokio::io::split(io);
+    let (mut read, mut write) = tokio::io::split(gw.dial("shop.test").http2(true).await.unwrap());
     tokio::spawn(async move {
         let mut sink = vec![0; 64 * 1024];
         while let Ok(1..) = read.read(&mut sink).await {}
     });
-    write.write_all(PREFACE).await.unwrap();
+    write.write_all(&opening()).await.unwrap();
     write
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    out.extend([kind, flags]);
-    out.extend(stream.to_be_bytes());
-    out.extend_from_slice(payload);
-    out
-}
-
-/// GET, https, "/held" and the host, by literals and the static table (RFC 7541).
-fn head_of_held() -> Vec<u8> {
-    let mut block = vec![0x82, 0x87, 0x04, 5];
-    block.extend(b"/held");
-    block.extend([0x01, 9]);
-    block.extend(b"shop.test");
-    block
+/// A request for what is never answered.
+fn held(flags: u8, stream: u32) -> Vec<u8> {
+    frame(HEADERS, flags, stream, &request_block(GET, true, "/held", b""))
 }
 
 async fn still_serves(gw: &Gateway) {
@@ -87,11 +78,13 @@ async fn rapid_reset_does_not_pile_up() {
     let before = gw.process.memory("VmRSS");
     let mut write = http2(&gw).await;
     // One that is not reset: the bytes are good, and what follows is served by the same rules.
-    write.write_all(&frame(1, 5, 1, &head_of_held())).await.unwrap();
+    write.write_all(&held(END_HEADERS | END_STREAM, 1)).await.unwrap();
     vm.saw("the held one", |r| r.target == "/held").await;
     for number in 1..20_000_u32 {
         let stream = number * 2 + 1;
-        let pair = [frame(1, 5, stream, &head_of_held()), frame(3, 0, stream, &8_u32.to_be_bytes())].concat();
+        let pair =
+            [held(END_HEADERS | END_STREAM, stream), frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())]
+                .concat();
         // The gateway may well have enough of it: that is one way to bear it.
         if write.write_all(&pair).await.is_err() {
             break;
@@ -111,7 +104,7 @@ async fn endless_continuation_is_cut() {
     gw.process.reset_peak();
     let before = gw.process.memory("VmRSS");
     let mut write = http2(&gw).await;
-    let mut sent = write.write_all(&frame(1, 1, 1, &head_of_held())).await;
+    let mut sent = write.write_all(&held(END_STREAM, 1)).await;
     // A literal field without indexing, of 16,000 bytes with its name.
     let mut field = vec![0x00, 1, b'x', 0x7f, 0x80, 0x7c];
     field.resize(6 + 127 + 15_872, b'y');
@@ -119,7 +112,7 @@ async fn endless_continuation_is_cut() {
         if sent.is_err() {
             break;
         }
-        sent = write.write_all(&frame(9, 0, 1, &field)).await;
+        sent = write.write_all(&frame(CONTINUATION, 0, 1, &field)).await;
     }
     assert!(sent.is_err(), "300 MB of one head were taken");
     assert!(gw.process.memory("VmHWM").saturating_sub(before) < 32 * MIB);
@@ -133,10 +126,12 @@ async fn endless_continuation_is_cut() {
 async fn empty_frames_starve_nobody() {
     let (vm, gw) = scene().await;
     let mut write = http2(&gw).await;
-    write.write_all(&frame(1, 4, 1, &head_of_held())).await.unwrap();
+    write.write_all(&held(END_HEADERS, 1)).await.unwrap();
     vm.saw("the held one", |r| r.target == "/held").await;
     let flood = tokio::spawn(async move {
-        let batch = [frame(0, 0, 1, b""), frame(6, 0, 0, &[0; 8]), frame(4, 0, 0, b"")].concat().repeat(200);
+        let batch = [frame(DATA, 0, 1, b""), frame(PING, 0, 0, &[0; 8]), frame(SETTINGS, 0, 0, b"")]
+            .concat()
+            .repeat(200);
         for _ in 0..200 {
             if write.write_all(&batch).await.is_err() {
                 return;

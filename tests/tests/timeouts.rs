@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use foregate_tests::{
-    Body, Delivery, Error, Fields, Gateway, Incoming, Origin, Reader, Version, gateway, get, origin,
-    parse_response, post, within,
+    Body, Delivery, Error, Fields, Gateway, Incoming, Origin, Reader, Version,
+    frames::{END_STREAM, GET, HEADERS, frame, opening, request_block},
+    gateway, get, origin, parse_response, post, within,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -168,17 +169,11 @@ async fn half_a_head_is_cut_on_http2() {
     let vm = origin().start().await;
     let gw = start(&vm, "", "[server.timeouts]\nrequest_head = \"500ms\"").await;
     for tls in [false, true] {
-        let dial = gw.dial("shop.test");
-        let mut io: Box<dyn foregate_tests::Io> = if tls {
-            Box::new(dial.tls(&[foregate_tests::ALPN_H2]).await.unwrap())
-        } else {
-            Box::new(dial.tcp().await.unwrap())
-        };
+        let mut io = gw.dial("shop.test").http2(tls).await.unwrap();
         let begun = Instant::now();
-        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        bytes.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
-        // END_STREAM without END_HEADERS: GET, https, "/".
-        bytes.extend([0, 0, 3, 1, 1, 0, 0, 0, 1, 0x82, 0x87, 0x84]);
+        // END_STREAM without END_HEADERS.
+        let half = frame(HEADERS, END_STREAM, 1, &request_block(GET, tls, "/", b""));
+        let bytes = [opening(), half].concat();
         io.write_all(&bytes).await.unwrap();
         let mut sink = [0; 4096];
         loop {

@@ -76,6 +76,11 @@ impl Dial {
         Ok(if tls { Box::new(self.tls(&[ALPN_H1]).await?) } else { Box::new(self.tcp().await?) })
     }
 
+    /// The byte stream an HTTP/2 client uses.
+    pub async fn http2(&self, tls: bool) -> Result<Box<dyn Io>, Error> {
+        Ok(if tls { Box::new(self.tls(&[ALPN_H2]).await?) } else { Box::new(self.tcp().await?) })
+    }
+
     async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if to.is_ipv4() {

@@ -4,56 +4,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use foregate_tests::{
-    ALPN_H2, Fields, Gateway, Io, Origin, OriginBuilder, Version,
+    Fields, Origin, OriginBuilder, Version,
     foreign::{Trust, curl, finish},
+    frames::{
+        self, DATA, END_HEADERS, END_STREAM, Frame, GET, GOAWAY, HEADERS, POST, PREFACE, RST_STREAM,
+        SETTINGS, frame, opening, request_block,
+    },
     gateway, origin, post, within,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{serving, took_less};
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    out.extend([kind, flags]);
-    out.extend(stream.to_be_bytes());
-    out.extend_from_slice(payload);
-    out
-}
-
-/// A head by literals and the static table (RFC 7541): the method is 2 for GET, 3 for POST.
-fn head(method: u8, tls: bool, path: &str, fields: &[u8]) -> Vec<u8> {
-    let mut block = vec![0x80 | method, if tls { 0x87 } else { 0x86 }, 0x04, path.len() as u8];
-    block.extend(path.as_bytes());
-    block.extend([0x01, 9]);
-    block.extend(b"shop.test");
-    block.extend_from_slice(fields);
-    block
-}
-
-async fn dial(gw: &Gateway, tls: bool) -> Box<dyn Io> {
-    let dial = gw.dial("shop.test");
-    if tls { Box::new(dial.tls(&[ALPN_H2]).await.unwrap()) } else { Box::new(dial.tcp().await.unwrap()) }
-}
-
-/// The next frame: kind, flags, stream and payload.
-async fn next(io: &mut Box<dyn Io>) -> (u8, u8, u32, Vec<u8>) {
-    let reading = async {
-        let mut head = [0; 9];
-        io.read_exact(&mut head).await.unwrap();
-        let [a, b, c, kind, flags, stream @ ..] = head;
-        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-        io.read_exact(&mut payload).await.unwrap();
-        (kind, flags, u32::from_be_bytes(stream), payload)
-    };
-    within("a frame", reading).await
-}
 
 /// A connection that is idle for too long ends, whether its client says good-bye, answers, or neither.
 #[tokio::test]
@@ -66,10 +27,10 @@ async fn an_idle_connection_is_closed_though_its_client_is_silent() {
             bytes.extend(frame(SETTINGS, 0, 0, b""));
         }
         if what == "an answer" {
-            bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, 1, &head(2, tls, "/", b"")));
+            bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, 1, &request_block(GET, tls, "/", b"")));
         }
         let begun = Instant::now();
-        let mut io = dial(&gw, tls).await;
+        let mut io = gw.dial("shop.test").http2(tls).await.unwrap();
         io.write_all(&bytes).await.unwrap();
         io.flush().await.unwrap();
         let mut sink = [0; 4096];
@@ -112,19 +73,20 @@ async fn no_interim_answer_comes_after_the_final_one() {
         let byte_by_byte = async |tls: bool| {
             // `expect` without indexing: the static table's 35th name.
             let expects = [&[0x0f, 20, 12], &b"100-continue"[..]].concat();
-            let mut bytes = PREFACE.to_vec();
-            bytes.extend(frame(SETTINGS, 0, 0, b""));
-            bytes.extend(frame(HEADERS, END_HEADERS, 1, &head(3, tls, "/", &expects)));
-            let mut io = dial(&gw, tls).await;
+            let mut bytes = opening();
+            bytes.extend(frame(HEADERS, END_HEADERS, 1, &request_block(POST, tls, "/", &expects)));
+            let mut io = gw.dial("shop.test").http2(tls).await.unwrap();
             io.write_all(&bytes).await.unwrap();
             io.flush().await.unwrap();
             let (mut heads, mut body) = (Vec::new(), Vec::new());
             loop {
-                let (kind, flags, stream, payload) = next(&mut io).await;
+                let Frame { kind, flags, stream, payload } = frames::next(&mut io).await;
                 match kind {
                     HEADERS => heads.push(payload),
                     DATA => body.extend(payload),
-                    _ => assert!(!(kind == 3 && stream == 1 || kind == 7), "reset: {payload:?}"),
+                    _ => {
+                        assert!(!(kind == RST_STREAM && stream == 1 || kind == GOAWAY), "reset: {payload:?}")
+                    }
                 }
                 if matches!(kind, HEADERS | DATA) && flags & END_STREAM != 0 {
                     break;
