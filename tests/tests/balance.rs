@@ -168,6 +168,7 @@ async fn least_requests_uses_all_idle_vms() {
 async fn ewma_prefers_the_fast_one() {
     let slow = origin().named("slow").on("/", |call| {
         Box::pin(async move {
+            // How long it takes is what the balancer measures.
             tokio::time::sleep(Duration::from_millis(40)).await;
             call.greet().await;
         })
@@ -423,7 +424,7 @@ async fn a_post_that_was_sent_is_not_repeated() {
         assert_eq!(a.requests().len() + b.requests().len(), 1, "{version:?}");
         a.forget();
         b.forget();
-        // A GET is, once: `attempts = 2` is the default.
+        // A GET is, but on each of the VMs only once.
         assert_eq!(gw.request(version, get("/")).await.status, 502, "{version:?}");
         assert_eq!((a.requests().len(), b.requests().len()), (1, 1), "{version:?}");
         a.forget();

@@ -141,10 +141,11 @@ async fn a_short_illness_changes_nothing() {
     let vm = vm.start().await;
     let gw = start(&format!("http = {{ path = \"/healthz\" }}, {OFTEN}"), &[vm.address()]).await;
     let client = gw.client(Version::H1, "shop.test").await;
-    while count.load(Ordering::SeqCst) < 15 {
+    eventually_async("fifteen probes", || async {
         assert_eq!(client.send(&get("/")).await.unwrap().status, 200);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+        (count.load(Ordering::SeqCst) >= 15).then_some(())
+    })
+    .await;
     assert!(falls(&gw, &vm.address()).is_empty(), "{:#?}", gw.log().lines());
     gw.stop().await;
 }

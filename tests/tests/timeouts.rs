@@ -55,6 +55,7 @@ async fn a_slow_upload_is_no_silent_vm() {
         let mut exchange = client.open(&post("/", "").body(Body::Pattern(10))).await.unwrap();
         for _ in 0..10 {
             exchange.up.data(Bytes::from_static(b"x")).await.unwrap();
+            // All of them together take longer than the VM may.
             tokio::time::sleep(Duration::from_millis(80)).await;
         }
         // All that was announced has come; the answer may be here before the end is said.
@@ -95,6 +96,7 @@ async fn a_route_may_be_more_patient() {
     let vm = origin()
         .on("/", |call| {
             Box::pin(async move {
+                // Between the two limits.
                 tokio::time::sleep(Duration::from_millis(700)).await;
                 call.greet().await;
             })
@@ -151,6 +153,7 @@ async fn a_head_in_drops_is_cut() {
                 if write.write_all(&[drop]).await.is_err() {
                     break;
                 }
+                // Each drop well within the limit, all of them far beyond it.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
@@ -255,6 +258,7 @@ async fn a_long_request_is_not_idle() {
     let vm = origin()
         .on("/", |call| {
             Box::pin(async move {
+                // Longer than every limit on idleness.
                 tokio::time::sleep(Duration::from_millis(900)).await;
                 call.greet().await;
             })
