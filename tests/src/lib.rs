@@ -26,6 +26,7 @@ mod fields;
 pub mod foreign;
 pub mod frames;
 mod gateway;
+pub mod http3;
 mod origin;
 mod pattern;
 mod ports;
