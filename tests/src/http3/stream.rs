@@ -114,7 +114,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(send: SendStream, recv: RecvStream) -> Stream {
+    pub fn new(send: SendStream, recv: RecvStream) -> Stream {
         Stream { send, frames: Frames::new(recv) }
     }
 
