@@ -9,7 +9,7 @@ use std::{
 use quinn::{ConnectionError, RecvStream, SendStream, VarInt, crypto::rustls::QuicClientConfig};
 
 use super::{
-    frame::{CONTROL, settings, varint},
+    frame::{CONTROL, DECODER, ENCODER, settings, varint},
     stream::{Frame, Frames, Stream},
 };
 use crate::{Authority, Dial};
@@ -36,6 +36,8 @@ pub struct Seen {
     pub streams: Vec<u64>,
     /// The frames on its control stream.
     pub control: Vec<Frame>,
+    /// What came on its encoder and decoder streams, in this order.
+    pub qpack: [Vec<u8>; 2],
     /// The types of those that ended: by FIN, by reset, or within a frame.
     pub ended: Vec<u64>,
     /// How many bidirectional streams it opened.
@@ -150,7 +152,11 @@ async fn follow(recv: RecvStream, seen: Arc<Mutex<Seen>>) {
             seen.lock().unwrap().control.push(frame);
         }
     } else {
-        while frames.recv.read_chunk(4096, true).await.is_ok_and(|chunk| chunk.is_some()) {}
+        while let Ok(Some(bytes)) = frames.bytes().await {
+            if let ENCODER | DECODER = kind {
+                seen.lock().unwrap().qpack[usize::from(kind == DECODER)].extend_from_slice(&bytes);
+            }
+        }
     }
     seen.lock().unwrap().ended.push(kind);
 }

@@ -67,6 +67,12 @@ impl Frames {
         }
     }
 
+    /// Bytes as they come, for streams that hold no frames; `None` at the end.
+    pub async fn bytes(&mut self) -> Result<Option<Bytes>, Ended> {
+        let more = !self.buffer.is_empty() || self.fill().await?;
+        Ok(more.then(|| self.buffer.split().freeze()))
+    }
+
     /// The next frame; `None` when the stream ends before it.
     pub async fn next(&mut self) -> Result<Option<Frame>, Ended> {
         let Some(kind) = self.varint().await? else { return Ok(None) };

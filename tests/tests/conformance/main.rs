@@ -17,6 +17,8 @@ macro_rules! cases {
     };
 }
 
+mod rfc8470_early_data;
+mod rfc9000_datagrams;
 mod rfc9000_transport;
 mod rfc9114_cancellation;
 mod rfc9114_connect;

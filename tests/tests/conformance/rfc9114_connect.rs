@@ -2,7 +2,7 @@
 
 use foregate_tests::{
     gateway,
-    http3::{Head, frame::data},
+    http3::{Head, Outcome, code::H3_MESSAGE_ERROR, frame::data},
     origin,
 };
 
@@ -48,10 +48,10 @@ async fn rfc9114_4_4_connect_without_a_port() {
     let scene = scene().await;
     let mut stream = scene.client.request(connect().with(":authority", "shop.test").frame()).await;
     match soon("an end", stream.outcome()).await {
-        foregate_tests::http3::Outcome::Answered(answer) => {
+        Outcome::Answered(answer) => {
             assert!(matches!(answer.status, 400 | 405), "{answer:?}");
         }
-        foregate_tests::http3::Outcome::Reset { code, .. } => assert_eq!(code, 0x10e, "{code:#x}"),
+        Outcome::Reset { code, .. } => assert_eq!(code, H3_MESSAGE_ERROR, "{code:#x}"),
         other => panic!("{other:?}"),
     }
     assert!(scene.vm.requests().is_empty());

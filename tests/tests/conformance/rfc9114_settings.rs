@@ -1,11 +1,18 @@
 //! RFC 9114, section 7.2.4: SETTINGS, the client's and the gateway's.
 
-use foregate_tests::http3::{
-    code::*,
-    frame::{CONTROL, MAX, SETTINGS, frame, frame_head, grease, settings, take_varint, varint, varint_of},
+use foregate_tests::{
+    Fields, gateway,
+    http3::{
+        Head, Options, Outcome,
+        code::*,
+        frame::{
+            CONTROL, MAX, SETTINGS, frame, frame_head, grease, settings, take_varint, varint, varint_of,
+        },
+    },
+    origin,
 };
 
-use crate::scene::{bare, soon, until};
+use crate::scene::{Scene, bare, soon, until};
 
 /// The first bytes of a control stream end the connection.
 async fn refused(expected: u64, settings: Vec<u8>) {
@@ -43,7 +50,6 @@ cases! { accepted:
         [varint_of(8, SETTINGS), varint_of(4, 16), varint_of(8, 6), varint_of(8, 9_000)].concat();
     rfc9204_5_a_client_that_offers_a_dynamic_table => settings(&[(0x01, 4_096), (0x07, 16)]);
     rfc9114_7_2_4_1_the_largest_values => settings(&[(0x01, MAX), (0x06, MAX), (0x07, MAX)]);
-    rfc9114_4_2_2_the_smallest_field_section => settings(&[(0x06, 0)]);
 }
 
 /// Section 7.2.4 lets a receiver choose: an error of this type, or none.
@@ -60,7 +66,7 @@ async fn rfc9114_7_2_4_a_setting_twice() {
                 return scene.goes_on().await;
             }
             if let Ok((mut send, _recv)) = scene.client.quic.open_bi().await {
-                let _ = send.write_all(&foregate_tests::http3::Head::get("/").frame()).await;
+                let _ = send.write_all(&Head::get("/").frame()).await;
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         }
@@ -88,6 +94,27 @@ async fn rfc9114_7_2_4_endless_settings_cost_no_memory() {
     let grown = scene.gw.process.memory("VmHWM").saturating_sub(before);
     assert!(grown < 24 << 20, "{grown} bytes more for SETTINGS");
     scene.others_are_served().await;
+}
+
+/// Section 4.2.2: what exceeds the client's limit should not be sent. It may be all the same; the client's
+/// other requests do not suffer for it.
+#[tokio::test]
+async fn rfc9114_4_2_2_a_response_above_the_clients_limit() {
+    let fields = Fields::new().with("x-large", &"x".repeat(8_000));
+    let vm = origin().on("/large", move |call| {
+        let fields = fields.clone();
+        Box::pin(async move { call.reply(200, &fields, "").await })
+    });
+    let scene = Scene::bare(vm, gateway(), Options::default()).await;
+    let _control = scene.client.typed(CONTROL, settings(&[(0x06, 4_096)])).await;
+    scene.goes_on().await;
+    let mut stream = scene.client.request(Head::get("/large").frame()).await;
+    match soon("an end", stream.outcome()).await {
+        Outcome::Answered(answer) => assert!(matches!(answer.status, 200 | 502), "{answer:?}"),
+        Outcome::Reset { .. } => {}
+        other @ Outcome::Lost(_) => panic!("{other:?}"),
+    }
+    scene.goes_on().await;
 }
 
 async fn announced() -> Vec<(u64, u64)> {

@@ -103,6 +103,24 @@ async fn rfc9204_4_3_an_insert_that_comes_byte_by_byte() {
     scene.connection_error(QPACK_ENCODER_STREAM_ERROR).await;
 }
 
+/// Section 4.4: with no table there is nothing to acknowledge; only streams may be called cancelled. And an
+/// encoder whose peer has given the table no room inserts nothing (section 3.2.3).
+#[tokio::test]
+async fn rfc9204_4_4_the_gateways_own_instructions() {
+    let scene = scene().await;
+    for n in 0..10 {
+        scene.goes_on().await;
+        let mut cancelled = scene.client.begin(&Head::get("/").frame()[..n]).await;
+        cancelled.reset(H3_REQUEST_CANCELLED);
+        cancelled.stop(H3_REQUEST_CANCELLED);
+    }
+    scene.goes_on().await;
+    let [encoder, decoder] = scene.client.seen().qpack;
+    assert!(encoder.iter().all(|b| *b == 0x20), "encoder instructions: {encoder:x?}");
+    // Those stream ids fit into a prefix of six bits.
+    assert!(decoder.iter().all(|b| b & 0xc0 == 0x40), "decoder instructions: {decoder:x?}");
+}
+
 /// Section 2.1: what a client offers need not be used. Its decoder stream stays in step either way.
 #[tokio::test]
 async fn rfc9204_2_1_a_client_with_a_table_is_answered() {

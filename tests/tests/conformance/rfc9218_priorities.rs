@@ -4,7 +4,7 @@ use bytes::Bytes;
 use foregate_tests::{
     OriginBuilder, gateway,
     http3::{
-        Head, Options, Stream,
+        Head, Options, Outcome, Stream,
         code::*,
         frame::{
             DATA, MAX, MAX_PUSH_ID, PRIORITY_UPDATE, PRIORITY_UPDATE_PUSH, frame, id_frame, priority_update,
@@ -61,8 +61,8 @@ async fn tolerated_or(code: u64, bytes: Vec<u8>) {
     };
     stream.finish(Head::get("/").frame()).await;
     match soon("an end", stream.outcome()).await {
-        foregate_tests::http3::Outcome::Answered(answer) => assert_eq!(answer.status, 200),
-        foregate_tests::http3::Outcome::Lost(_) => return scene.connection_error(code).await,
+        Outcome::Answered(answer) => assert_eq!(answer.status, 200),
+        Outcome::Lost(_) => return scene.connection_error(code).await,
         other => panic!("{other:?}"),
     }
     scene.unharmed();
@@ -121,12 +121,14 @@ async fn narrow() -> Scene {
     scene
 }
 
-/// Reads a large response to its end, counting.
+/// Reads a large response to its end, counting, and slowly: what is sent is then the gateway's choice among
+/// what it holds, and not whatever the VM has just delivered.
 async fn download(stream: &mut Stream, count: &std::cell::Cell<usize>) {
     assert_eq!(stream.head().await.0, 200);
     while let Some(frame) = stream.frames.next().await.unwrap() {
         assert_eq!(frame.kind, DATA);
         count.set(count.get() + frame.payload.len());
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     assert_eq!(count.get(), LARGE);
 }
@@ -138,7 +140,7 @@ async fn urgent_first(urgent: &mut Stream, other: &mut Stream) {
     tokio::pin!(whole, rest);
     soon("both", async {
         tokio::select! {
-            () = &mut whole => assert!(second.get() < LARGE * 2 / 3, "of the other: {} of {LARGE}", second.get()),
+            () = &mut whole => assert!(second.get() < LARGE / 2, "of the other: {} of {LARGE}", second.get()),
             () = &mut rest => panic!("the other was first; of the urgent one: {}", first.get()),
         }
         rest.await;
