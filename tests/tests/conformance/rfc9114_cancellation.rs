@@ -120,7 +120,8 @@ async fn rfc9114_4_1_1_what_was_begun_is_not_called_rejected() {
     match soon("a reset", stream.outcome()).await {
         // Cut short, so that the client can tell: never a FIN.
         Outcome::Reset { code, status } => {
-            assert_eq!(status, Some(200));
+            // A reset may overtake the head.
+            assert!(matches!(status, None | Some(200)), "{status:?}");
             assert!(matches!(code, H3_INTERNAL_ERROR | H3_REQUEST_CANCELLED), "{code:#x}");
         }
         other => panic!("{other:?}"),

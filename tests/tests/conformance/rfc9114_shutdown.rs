@@ -101,7 +101,9 @@ async fn rfc9114_5_2_a_request_that_crosses_the_first_goaway_is_served() {
     let mut held = scene.client.request(Head::get("/held").frame()).await;
     scene.vm.saw("the held one", |r| r.target == "/held").await;
     // It is on its way before the gateway can have said anything.
+    let sent = scene.client.quic.stats().udp_tx.datagrams;
     let mut crossing = scene.client.request(Head::get("/crossing").frame()).await;
+    until("it is sent", || (scene.client.quic.stats().udp_tx.datagrams > sent).then_some(())).await;
     scene.gw.terminate();
     assert_eq!(soon("the crossing answer", crossing.answer()).await.status, 200);
     assert!(last_goaway(&scene).await > crossing.id());
