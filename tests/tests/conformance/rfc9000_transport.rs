@@ -12,7 +12,7 @@ use foregate_tests::{
     Delivery, Fields, OriginBuilder, gateway,
     http3::{
         Connection, Head, Options,
-        code::H3_NO_ERROR,
+        code::{H3_NO_ERROR, H3_REQUEST_CANCELLED},
         frame::{data, frame_head, grease, varint},
     },
     origin,
@@ -34,8 +34,8 @@ async fn rfc9000_4_6_credit_for_requests_is_renewed() {
     }
     for _ in 0..20 {
         let mut stream = soon("a stream", scene.client.begin(&Head::get("/").frame()[..7])).await;
-        stream.reset(0x10c);
-        stream.stop(0x10c);
+        stream.reset(H3_REQUEST_CANCELLED);
+        stream.stop(H3_REQUEST_CANCELLED);
     }
     scene.goes_on().await;
 }
@@ -54,8 +54,8 @@ async fn rfc9000_4_6_requests_beyond_the_limit_wait() {
     tokio::pin!(fourth);
     assert!(tokio::time::timeout(Duration::from_millis(200), &mut fourth).await.is_err(), "a fourth at once");
     let mut first = held.remove(0);
-    first.reset(0x10c);
-    first.stop(0x10c);
+    first.reset(H3_REQUEST_CANCELLED);
+    first.stop(H3_REQUEST_CANCELLED);
     soon("room for the fourth", fourth).await.unwrap();
 }
 
@@ -108,8 +108,8 @@ async fn rfc9000_4_1_cancelled_uploads_give_back_their_credit() {
         let body = data(vec![b'x'; 900_000]);
         let filling = upload.send.write_all(&body);
         let _ = tokio::time::timeout(Duration::from_millis(100), filling).await;
-        upload.reset(0x10c);
-        upload.stop(0x10c);
+        upload.reset(H3_REQUEST_CANCELLED);
+        upload.stop(H3_REQUEST_CANCELLED);
     }
     let seen = scene.ask(Head::post("/").and(data(vec![b'x'; 500_000]))).await;
     assert_eq!(seen.status, 200);
