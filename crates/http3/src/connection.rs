@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -12,6 +12,7 @@ use crate::codec::control::{self, Event, Settings};
 use crate::codec::head::{self, Head};
 use crate::codec::{Violation, qpack, varint};
 use crate::priority::{Priority, Updates};
+use crate::turns::Turns;
 use crate::uni::UniStreams;
 use crate::{Code, Error, RecvStream, SendStream};
 
@@ -25,6 +26,8 @@ pub struct Connection {
     /// Our control stream, and what it could not take yet.
     control: quinn::SendStream,
     unsent: Bytes,
+    /// The client asks us to stop it.
+    stopped: Pin<Box<dyn Future<Output = Result<Option<quinn::VarInt>, quinn::StoppedError>>>>,
     client: UniStreams,
     /// The lowest stream id that has not been accepted.
     next: u64,
@@ -37,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) quic: quinn::Connection,
     pub(crate) settings: Settings,
     pub(crate) updates: RefCell<Updates>,
+    pub(crate) turns: Turns,
     /// How many more cancellations are borne.
     patience: Cell<u32>,
 }
@@ -77,8 +81,10 @@ impl Connection {
                 quic,
                 settings,
                 updates: RefCell::default(),
+                turns: Turns::default(),
                 patience: Cell::new(CANCELLED),
             }),
+            stopped: Box::pin(control.stopped()),
             control,
             unsent: settings.preface().into(),
             client: UniStreams::default(),
@@ -96,7 +102,7 @@ impl Connection {
     /// The connection is over; if the client broke a rule it has been told.
     pub async fn accept(&mut self) -> Result<Incoming, Error> {
         loop {
-            let Connection { shared, control, unsent, client, .. } = self;
+            let Connection { shared, control, unsent, stopped, client, .. } = self;
             let (send, recv) = {
                 let mut request = pin!(shared.quic.accept_bi());
                 let mut uni = pin!(shared.quic.accept_uni());
@@ -117,6 +123,14 @@ impl Connection {
                         }));
                     }
                     write(cx, control, unsent)?;
+                    if let Poll::Ready(stopped) = stopped.as_mut().poll(cx) {
+                        // Section 6.2.1: a client that wants no control stream wants no connection.
+                        let reason = "our control stream was stopped";
+                        let violation = Violation::connection(Code::H3_CLOSED_CRITICAL_STREAM, reason);
+                        return Poll::Ready(Err(
+                            stopped.map_or_else(Error::from, |_| shared.raise(violation))
+                        ));
+                    }
                     request.as_mut().poll(cx).map(|accepted| accepted.map_err(Error::from))
                 })
                 .await?
@@ -178,11 +192,8 @@ fn write(cx: &mut Context<'_>, control: &mut quinn::SendStream, unsent: &mut Byt
         match pin!(control.write_chunks(chunks)).poll(cx) {
             Poll::Ready(Ok(_)) => {}
             Poll::Pending => break,
-            // Section 6.2.1: a client that wants no control stream wants no connection.
-            Poll::Ready(Err(quinn::WriteError::Stopped(_))) => {
-                let reason = "our control stream was stopped";
-                return Err(Violation::connection(Code::H3_CLOSED_CRITICAL_STREAM, reason).into());
-            }
+            // Seen where it is waited for.
+            Poll::Ready(Err(quinn::WriteError::Stopped(_))) => break,
             Poll::Ready(Err(error)) => return Err(error.into()),
         }
     }
@@ -212,7 +223,8 @@ impl Incoming {
     /// Reads the head.
     ///
     /// # Errors
-    /// Those of [`RecvStream::head`]. After a violation both directions have been ended with its code.
+    /// [`Error::TooLarge`]: the streams are still open for an answer. After a violation both have been ended with
+    /// its code.
     pub async fn head(&mut self) -> Result<Head, Error> {
         let head = poll_fn(|cx| self.recv.poll_head(cx)).await;
         match &head {

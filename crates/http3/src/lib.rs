@@ -18,6 +18,7 @@ mod priority;
 mod recv;
 mod send;
 mod tunnel;
+mod turns;
 mod uni;
 
 pub use code::Code;

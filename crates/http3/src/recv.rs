@@ -70,12 +70,10 @@ impl RecvStream {
     /// The client cancelled, or broke a rule. Nothing can be read afterwards.
     pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         Poll::Ready(match ready!(self.poll_event(cx)) {
-            Ok(None) => match self.left {
-                Some(left) if left > 0 => {
-                    Some(Err(self.fail(Violation::malformed("the body is shorter than its Content-Length"))))
-                }
-                _ => None,
-            },
+            Ok(None | Some(Event::Section(_))) if self.left.is_some_and(|left| left > 0) => {
+                Some(Err(self.fail(Violation::malformed("the body is shorter than its Content-Length"))))
+            }
+            Ok(None) => None,
             Ok(Some(Event::Data(data))) => Some(self.count(data).map(Frame::data)),
             Ok(Some(Event::Section(section))) => {
                 let limit = self.shared.settings.max_field_section_size;

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode};
@@ -38,6 +38,8 @@ pub struct SendStream {
     /// The place quinn was told, and the updates it was computed with.
     place: Option<i32>,
     updates: u64,
+    waiting: bool,
+    gave_way: bool,
     over: bool,
 }
 
@@ -54,6 +56,8 @@ impl SendStream {
             answered: Priority::default(),
             place: None,
             updates: 0,
+            waiting: false,
+            gave_way: false,
             over: false,
         }
     }
@@ -110,19 +114,33 @@ impl SendStream {
         if self.is_flushed() {
             return Poll::Ready(Ok(()));
         }
-        self.take_place();
+        let place = self.take_place();
+        if !self.gave_way && self.shared.turns.give_way(self.index, place) {
+            // They have been woken, and run before this stream is polled again.
+            self.gave_way = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
             let [first, _] = &mut self.queue;
             if first.is_empty() {
                 *first = std::mem::take(&mut self.frames).into();
             }
             if self.is_flushed() {
+                self.wait_no_more();
                 return Poll::Ready(Ok(()));
             }
-            let written = ready!(pin!(self.quic.write_chunks(&mut self.queue)).poll(cx));
+            let written = pin!(self.quic.write_chunks(&mut self.queue)).poll(cx);
+            let Poll::Ready(written) = written else {
+                self.waiting = true;
+                self.gave_way = false;
+                self.shared.turns.wait(self.index, place, cx);
+                return Poll::Pending;
+            };
             match written {
                 Ok(written) => self.written += written.bytes as u64,
                 Err(error) => {
+                    self.wait_no_more();
                     let error = Error::from(error);
                     if matches!(error, Error::Cancelled(_)) {
                         self.shared.cancelled();
@@ -169,8 +187,15 @@ impl SendStream {
         }
     }
 
-    /// Tells quinn this stream's place among the others, where it has changed.
-    fn take_place(&mut self) {
+    fn wait_no_more(&mut self) {
+        self.gave_way = false;
+        if std::mem::take(&mut self.waiting) {
+            self.shared.turns.leave(self.index);
+        }
+    }
+
+    /// This stream's place among the others; quinn is told where it has changed.
+    fn take_place(&mut self) -> i32 {
         let updates = self.shared.updates.borrow();
         if updates.count() != self.updates {
             self.updates = updates.count();
@@ -184,11 +209,13 @@ impl SendStream {
             // A stream that is closed has no place to take.
             _ = self.quic.set_priority(place);
         }
+        place
     }
 }
 
 impl Drop for SendStream {
     fn drop(&mut self) {
+        self.wait_no_more();
         // Left to itself quinn would end it as if it were whole.
         self.reset(Code::H3_REQUEST_CANCELLED);
     }

@@ -66,7 +66,6 @@ fn transport(settings: &Settings) -> Result<TransportConfig, quinn::VarIntBounds
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW)
-        .send_fairness(false)
         .initial_mtu(INITIAL_MTU)
         .datagram_receive_buffer_size(None)
         // A request may take longer than a path may be silent; connections without one are closed by us.

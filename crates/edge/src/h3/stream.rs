@@ -75,12 +75,18 @@ pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, mut incoming: Incomi
         let expects = parts.headers.contains_key(EXPECT).then(|| interims.clone());
         let mut upload = Upload::new(recv, expects, timeouts.request_body);
         // The FIN of a request without body may come a packet later; a VM should not see an empty body then.
-        let length = head.content_length.unwrap_or(0);
-        let expected = length > 0 || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
+        let carries_content = || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
+        let expected = head.content_length.map_or_else(carries_content, |length| length > 0);
         if !expected {
             _ = timeout(PEEK, upload.peek()).await;
         }
-        (if upload.is_end_stream() { Body::Empty } else { Body::stream(upload) }, None)
+        if let Some(Err(failure)) = &upload.first {
+            let answer = Answer::new(failure.kind().status(), "The request's body is malformed.");
+            return log(peer, respond(&mut send, answer.plain(), head_only, timeouts.keep_alive).await);
+        }
+        // A client that says 0 is passed on saying so.
+        let absent = upload.is_end_stream() && head.content_length.is_none();
+        (if absent { Body::Empty } else { Body::stream(upload) }, None)
     };
 
     let interim = |status: StatusCode, fields: &HeaderMap| interims.put(status, fields.clone());
@@ -102,6 +108,8 @@ pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, mut incoming: Incomi
         })
         .await
     };
+    // Those that came together with the response stand before it.
+    interims.queue_all(&mut send);
     let result = match (response, tunnel) {
         // Everything behind the request was dropped, and so cancelled.
         (Err(error), _) => Err(error.into()),
@@ -127,6 +135,7 @@ async fn tunnelled(
     match websocket::answer(response) {
         Ok((head, tunnel)) => {
             send.head(head.status, &head.headers);
+            flush(&mut send, &mut Deadline::default(), stalled).await?;
             Ok(tunnel.join(Tunnel::new(recv, send)).await?)
         }
         Err(response) => {
@@ -223,17 +232,23 @@ impl Interims {
         }
     }
 
-    /// Writes what waits, one after the other as the client takes them.
+    /// Writes what waits, as the client takes it.
     fn write(&self, cx: &mut Context<'_>, send: &mut SendStream) -> Result<(), Error> {
         while let Poll::Ready(flushed) = send.poll_flush(cx) {
             flushed?;
-            let Some((status, fields)) = self.queue.borrow_mut().pop_front() else {
+            if self.queue.borrow().is_empty() {
                 self.writer.set(Some(cx.waker().clone()));
                 break;
-            };
-            send.interim(status, &fields);
+            }
+            self.queue_all(send);
         }
         Ok(())
+    }
+
+    fn queue_all(&self, send: &mut SendStream) {
+        for (status, fields) in self.queue.borrow_mut().drain(..) {
+            send.interim(status, &fields);
+        }
     }
 }
 

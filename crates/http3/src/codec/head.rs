@@ -73,6 +73,7 @@ impl From<Problem> for Violation {
             Problem::Huffman => failed("a string of the field section is not valid Huffman code"),
             Problem::Truncated => failed("the field section ends within a field line"),
             Problem::StaticIndex => failed("there is no such entry in the static table"),
+            Problem::Base => failed("the base of the field section is negative"),
             Problem::Dynamic => failed("a reference to the dynamic table, whose capacity is 0"),
         }
     }

@@ -1,4 +1,4 @@
-//! QPACK (RFC 9204) without a dynamic table: field sections to [`Fields`](crate::codec::Fields) and back.
+//! QPACK (RFC 9204) without a dynamic table: field sections to [`Fields`] and back.
 //!
 //! The gateway announces a table capacity of 0, so a peer may refer to the static table alone and every
 //! field section stands for itself: no stream ever waits for another.
@@ -28,6 +28,8 @@ pub enum Problem {
     StaticIndex,
     #[error("a reference to the dynamic table, whose announced capacity is 0")]
     Dynamic,
+    #[error("the base is negative")]
+    Base,
     /// The section can be read, but is larger than was announced (RFC 9114, section 4.2.2).
     #[error("the field section is larger than SETTINGS_MAX_FIELD_SECTION_SIZE")]
     TooLarge,

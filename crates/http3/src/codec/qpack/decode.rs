@@ -108,8 +108,12 @@ impl Scratch {
         if required.value != 0 {
             return Err(Problem::Dynamic);
         }
-        // Without a required insert count the base has no meaning; it is read and forgotten.
-        let mut rest = whole(integer::decode(required.rest, 7)?)?.rest;
+        // With nothing inserted the base is what the delta says, and nothing refers to it; but it has a sign.
+        let base = whole(integer::decode(required.rest, 7)?)?;
+        if base.flags != 0 {
+            return Err(Problem::Base);
+        }
+        let mut rest = base.rest;
         let mut size = 0;
         while let Some(first) = rest.first() {
             let line = match first {
