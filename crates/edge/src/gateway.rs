@@ -1,6 +1,7 @@
 //! The data plane as a whole: starting its workers and draining them.
 
 use std::io;
+use std::net::UdpSocket;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,10 +15,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::drain::Phase;
-use crate::h3::{self, Quic};
 use crate::limit::{Connections, Full};
-use crate::listen::{BindError, Listening, Sockets, bind};
+use crate::listen::{BindError, Bound, Listening, Sockets, bind};
 use crate::peer::canonical;
+use crate::quic::{self, Group, Keys, Sets};
 use crate::settings::Settings;
 use crate::worker::Worker;
 use crate::{Live, accept};
@@ -38,6 +39,7 @@ pub struct Gateway {
     stop: watch::Sender<Option<Duration>>,
     threads: Vec<JoinHandle<()>>,
     live: Publisher<Live>,
+    _held: Vec<UdpSocket>,
 }
 
 /// Why the data plane did not start. Displays what to do about it.
@@ -68,18 +70,22 @@ impl Gateway {
         );
         let connections =
             Connections::new(connection_limit(&settings, workers)?, settings.limits.connections_per_ip);
-        let quic = Quic::new().map_err(|_| StartError::Worker("no random numbers".to_owned()))?;
-        let (listeners, sockets) = bind(&settings, workers)?;
+        let mut secret = [0; 64];
+        aws_lc_rs::rand::fill(&mut secret).map_err(|_| StartError::Worker("no random numbers".to_owned()))?;
+        let keys = Keys::new(&secret);
+        let group = Group::new(Sets::One, workers)
+            .ok_or_else(|| StartError::Worker(format!("{workers} are more than QUIC can tell apart")))?;
+        let Bound { listening, sockets, held } = bind(&settings, group)?;
 
         let (stop, stopping) = watch::channel(None);
         let mut threads = Vec::with_capacity(workers);
         let (report, reports) = std::sync::mpsc::channel();
-        for (number, sockets) in sockets.into_iter().enumerate() {
-            let (live, connections, quic) = (live.clone(), connections.clone(), quic.clone());
+        for (number, sockets) in (0..group.workers()).zip(sockets) {
+            let (live, connections, keys) = (live.clone(), connections.clone(), keys.clone());
             let (stopping, report) = (stopping.clone(), report.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || run(&live, connections, quic, sockets, stopping, &report))
+                .spawn(move || run(&live, connections, number, &keys, sockets, stopping, &report))
                 .map_err(|error| StartError::Worker(error.to_string()))?;
             threads.push(thread);
         }
@@ -92,7 +98,7 @@ impl Gateway {
                 Err(_) => return Err(StartError::Worker("it stopped while starting".to_owned())),
             }
         }
-        Ok(Gateway { listeners, stop, threads, live })
+        Ok(Gateway { listeners: listening, stop, threads, live, _held: held })
     }
 
     /// The addresses listened on, in the order of the configuration.
@@ -136,7 +142,8 @@ fn connection_limit(settings: &Settings, workers: usize) -> Result<usize, StartE
 
 /// The open files the process needs before it has accepted anything.
 fn own_files(settings: &Settings, workers: usize) -> usize {
-    let for_each_https = 1 + usize::from(settings.http3.enabled);
+    // A UDP socket is held twice.
+    let for_each_https = if settings.http3.enabled { 3 } else { 1 };
     let ports = settings.http.len() + settings.https.len() * for_each_https;
     OTHER_FILES + workers * (settings.addresses.len() * ports + RUNTIME_FILES)
 }
@@ -147,7 +154,8 @@ type Report = std::sync::mpsc::Sender<Result<(), String>>;
 fn run(
     live: &Publisher<Live>,
     connections: Arc<Connections>,
-    quic: Quic,
+    number: u16,
+    keys: &Keys,
     sockets: Sockets,
     mut stopping: watch::Receiver<Option<Duration>>,
     report: &Report,
@@ -168,7 +176,7 @@ fn run(
                 return;
             }
         };
-        if let Err(error) = start(&worker, &quic, sockets) {
+        if let Err(error) = start(&worker, number, keys, sockets) {
             _ = report.send(Err(error.to_string()));
             return;
         }
@@ -187,19 +195,24 @@ fn run(
 }
 
 /// Starts the worker's accept loops.
-fn start(worker: &Rc<Worker>, quic: &Quic, sockets: Sockets) -> Result<(), Box<dyn std::error::Error>> {
+fn start(
+    worker: &Rc<Worker>,
+    number: u16,
+    keys: &Keys,
+    sockets: Sockets,
+) -> Result<(), Box<dyn std::error::Error>> {
     for (socket, secure) in sockets.tcp {
         let listener = TcpListener::from_std(socket)?;
         tokio::task::spawn_local(accept_tcp(worker.clone(), listener, secure));
     }
-    for socket in sockets.udp {
-        let endpoint = quinn::Endpoint::new(
-            quinn::EndpointConfig::default(),
-            Some(quic.server_config(&worker.current())?),
-            socket,
+    for (port, sockets) in sockets.udp {
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
+            port.endpoint_config(number, keys),
+            Some(quic::server_config(&worker.current(), keys)?),
+            port.socket(number, sockets)?,
             Arc::new(quinn::TokioRuntime),
         )?;
-        tokio::task::spawn_local(h3::accept(worker.clone(), endpoint, quic.clone()));
+        tokio::task::spawn_local(quic::accept(worker.clone(), endpoint, keys.clone()));
     }
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! HTTP/3: connections and the requests they bring (RFC 9114). The protocol itself is `foregate-http3`'s.
 
-mod endpoint;
 mod stream;
 
 use std::future::{Future, poll_fn};
@@ -10,8 +9,6 @@ use std::task::Poll;
 use std::time::Duration;
 
 use foregate_http3::{Code, Connection, Error, Incoming, Settings};
-
-pub(crate) use endpoint::{Quic, accept};
 
 use crate::deadline::Deadline;
 use crate::drain::Phase;
@@ -48,7 +45,7 @@ enum Event {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, quic: quinn::Connection) {
+pub(crate) async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, quic: quinn::Connection) {
     let live = worker.current();
     let settings = Settings { max_field_section_size: live.settings.limits.request_head as u64 };
     let keep_alive = live.settings.timeouts.keep_alive;

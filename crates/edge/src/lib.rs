@@ -1,7 +1,7 @@
 //! Serve: workers, listeners, TLS, HTTP/1.1, HTTP/2, HTTP/3 and the proxy page.
 //!
 //! A request's way through this crate: `gateway` accepts on a worker's own socket, `accept` (or
-//! `h3::endpoint`) finds out what is spoken, `h1`, `h2` and `h3` turn bytes into `Request<Body>`, and
+//! `quic`) finds out what is spoken, `h1`, `h2` and `h3` turn bytes into `Request<Body>`, and
 //! `proxy` has it answered.
 
 mod accept;
@@ -16,6 +16,7 @@ mod limited;
 mod listen;
 mod peer;
 mod proxy;
+pub mod quic;
 pub mod settings;
 mod streams;
 pub mod tls;

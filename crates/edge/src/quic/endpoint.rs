@@ -1,17 +1,18 @@
-//! The QUIC endpoint of a worker: accepting connections and what they may hold.
+//! Accepting connections: whose address must be proven first, and what a connection may hold.
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use foregate_routing::TlsVersion;
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Endpoint, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
 use tokio::time::timeout;
 
+use super::Keys;
 use crate::drain::Phase;
+use crate::h3;
 use crate::peer::{Peer, TlsPeer, canonical};
 use crate::settings::{AddressValidation, Congestion, Settings};
 use crate::worker::{Prepared, Worker};
@@ -29,29 +30,24 @@ const INITIAL_MTU: u16 = 1350;
 const PING: Duration = Duration::from_secs(15);
 /// Half-open handshakes of a worker beyond which a client must prove its address.
 const HALF_OPEN: usize = 100;
+/// What waits for the accept loop, which takes it on its next turn: connections, bytes that came after the
+/// first packet of one, and of all.
+const MAX_INCOMING: usize = 1024;
+const INCOMING_BUFFER: u64 = 64 * 1024;
+const INCOMING_BUFFERS: u64 = 4 * 1024 * 1024;
 
-/// What all endpoints of the process share: the key of address tokens, so that a token one worker gave
-/// another accepts.
-#[derive(Clone)]
-pub(crate) struct Quic {
-    token_key: Arc<dyn quinn::crypto::HandshakeTokenKey>,
-}
-
-impl Quic {
-    pub(crate) fn new() -> Result<Quic, rustls::crypto::GetRandomFailed> {
-        let mut master = [0; 64];
-        rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut master)?;
-        let key = Salt::new(HKDF_SHA256, &[]).extract(&master);
-        Ok(Quic { token_key: Arc::new(key) })
-    }
-
-    /// A configuration for connections accepted from now on.
-    pub(crate) fn server_config(&self, live: &Prepared) -> Result<ServerConfig, Box<dyn std::error::Error>> {
-        let crypto = QuicServerConfig::try_from(live.tls.quic.clone())?;
-        let mut config = ServerConfig::new(Arc::new(crypto), self.token_key.clone());
-        config.transport_config(Arc::new(transport(&live.settings)?));
-        Ok(config)
-    }
+/// A configuration for connections accepted from now on.
+pub(crate) fn server_config(
+    live: &Prepared,
+    keys: &Keys,
+) -> Result<ServerConfig, Box<dyn std::error::Error>> {
+    let mut config = keys.server_config(Arc::new(QuicServerConfig::try_from(live.tls.quic.clone())?));
+    config
+        .transport_config(Arc::new(transport(&live.settings)?))
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFERS);
+    Ok(config)
 }
 
 fn transport(settings: &Settings) -> Result<TransportConfig, quinn::VarIntBoundsExceeded> {
@@ -79,7 +75,7 @@ fn transport(settings: &Settings) -> Result<TransportConfig, quinn::VarIntBounds
 }
 
 /// Accepts connections until the worker drains.
-pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, quic: Quic) {
+pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, keys: Keys) {
     let half_open = Rc::new(());
     let mut configured: Option<(Rc<Prepared>, Arc<ServerConfig>)> = None;
     loop {
@@ -91,7 +87,7 @@ pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, quic: Quic) {
         let live = worker.current();
         let config = match &configured {
             Some((of, config)) if Rc::ptr_eq(of, &live) => config.clone(),
-            _ => match quic.server_config(&live) {
+            _ => match server_config(&live, &keys) {
                 Ok(config) => configured.insert((live.clone(), Arc::new(config))).1.clone(),
                 Err(error) => {
                     tracing::error!(%error, "the QUIC configuration cannot be used");
@@ -176,5 +172,5 @@ async fn handshake(
     let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
     let tls = Some(TlsPeer { sni, certificate, floor });
     let peer = Rc::new(Peer { address, local, tls, _permit: permit });
-    super::serve(worker, peer, connection).await;
+    h3::serve(worker, peer, connection).await;
 }

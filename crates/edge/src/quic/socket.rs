@@ -1,0 +1,238 @@
+//! A worker's UDP sockets as quinn sees them: one, on every address of the port.
+
+use std::future::Future;
+use std::io::{self, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use tokio::io::Interest;
+
+use super::Port;
+use crate::peer::canonical;
+
+/// Receives for one worker, on its own sockets and what the others pass on, and passes on what is theirs.
+#[derive(Debug)]
+pub(super) struct WorkerSocket {
+    port: Arc<Port>,
+    worker: u16,
+    bound: Box<[Bound]>,
+    /// Which socket is asked first, in turn.
+    turn: AtomicUsize,
+    /// Some socket took no more; who wants to send waits until all of them do.
+    full: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Bound {
+    address: SocketAddr,
+    io: tokio::net::UdpSocket,
+    state: UdpSocketState,
+}
+
+impl WorkerSocket {
+    pub(super) fn new(port: Arc<Port>, worker: u16, sockets: Vec<UdpSocket>) -> io::Result<WorkerSocket> {
+        let bound = sockets.into_iter().map(|socket| {
+            let state = UdpSocketState::new((&socket).into())?;
+            let io = tokio::net::UdpSocket::from_std(socket)?;
+            Ok(Bound { address: io.local_addr()?, io, state })
+        });
+        Ok(WorkerSocket {
+            port,
+            worker,
+            bound: bound.collect::<io::Result<_>>()?,
+            turn: AtomicUsize::new(0),
+            full: AtomicBool::new(false),
+        })
+    }
+
+    fn inbox(&self) -> Option<&super::Inbox> {
+        self.port.inbox(self.worker)
+    }
+
+    /// Receives from the sockets, in turn.
+    fn poll_sockets(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let turn = self.turn.load(Ordering::Relaxed) % self.bound.len().max(1);
+        let (later, sooner) = self.bound.split_at(turn);
+        for (passed, socket) in sooner.iter().chain(later).enumerate() {
+            while let Poll::Ready(ready) = socket.io.poll_recv_ready(cx) {
+                ready?;
+                let received = socket
+                    .io
+                    .try_io(Interest::READABLE, || socket.state.recv((&socket.io).into(), buffers, metas));
+                // An error is of one packet (or the socket is not readable after all): on with the next.
+                if let Ok(count) = received {
+                    self.turn.store(turn + passed + 1, Ordering::Relaxed);
+                    return Poll::Ready(Ok(count));
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Leaves our own datagrams in a buffer and passes on the others. Returns the length that is left.
+    fn sift(&self, buffer: &mut [u8], meta: &RecvMeta) -> usize {
+        let stride = meta.stride.max(1);
+        let ours = Some(self.worker);
+        let whole = buffer.get(..meta.len).unwrap_or_default();
+        if whole.chunks(stride).all(|datagram| self.port.route(datagram) == ours) {
+            return meta.len;
+        }
+        let routes: Vec<_> = whole.chunks(stride).map(|datagram| self.port.route(datagram)).collect();
+        let (mut at, mut left) = (0, 0);
+        // Only the last datagram can be shorter than the others, and it stays behind them.
+        for run in routes.chunk_by(PartialEq::eq) {
+            let end = (at + run.len() * stride).min(meta.len);
+            match run.first().copied().flatten() {
+                route if route == ours => {
+                    buffer.copy_within(at..end, left);
+                    left += end - at;
+                }
+                Some(owner) => {
+                    if let (Some(inbox), Some(datagrams)) = (self.port.inbox(owner), buffer.get(at..end)) {
+                        inbox.put(meta, datagrams);
+                    }
+                }
+                // Of another process, which we cannot reach: lost, as on the way. Its sender repeats it.
+                None => {}
+            }
+            at = end;
+        }
+        left
+    }
+
+    /// The socket a packet goes out by: the one it says it comes from.
+    fn socket_for(&self, transmit: &Transmit<'_>) -> Option<&Bound> {
+        let fits = |bound: &&Bound| {
+            let from = bound.address.ip().to_canonical();
+            transmit.src_ip.is_none_or(|ip| ip.to_canonical() == from)
+        };
+        let reaches = |bound: &&Bound| {
+            let dual = bound.address.is_ipv6() && bound.address.ip().is_unspecified();
+            bound.address.is_ipv4() == transmit.destination.is_ipv4() || dual
+        };
+        match &*self.bound {
+            [only] => Some(only),
+            many => {
+                let mut reaching = many.iter().filter(reaches);
+                reaching.clone().find(fits).or_else(|| reaching.next())
+            }
+        }
+    }
+}
+
+impl AsyncUdpSocket for WorkerSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable { socket: self, waiting: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Some(socket) = self.socket_for(transmit) else { return Ok(()) };
+        let send = |transmit: &Transmit<'_>| {
+            socket.io.try_io(Interest::WRITABLE, || socket.state.send((&socket.io).into(), transmit))
+        };
+        let sent = match transmit.src_ip {
+            // quinn keeps the address that a connection began on. When its client has come to us by the other
+            // family since, the kernel would not take that, and has to choose one.
+            Some(ip) if ip.to_canonical().is_ipv4() != canonical(transmit.destination).is_ipv4() => {
+                send(&Transmit { src_ip: None, ..transmit.clone() })
+            }
+            _ => send(transmit),
+        };
+        if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            self.full.store(true, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut count = 0;
+        if let Some(inbox) = self.inbox() {
+            // Half of the buffers, so that neither way in can starve the other.
+            let half = buffers.len().div_ceil(2);
+            count = inbox.take(buffers.get_mut(..half).unwrap_or_default(), metas);
+        }
+        let (Some(buffers), Some(metas)) = (buffers.get_mut(count..), metas.get_mut(count..)) else {
+            return Poll::Ready(Ok(count));
+        };
+        match self.poll_sockets(cx, buffers, metas) {
+            Poll::Ready(Ok(received)) => {
+                for (buffer, meta) in buffers.iter_mut().zip(metas).take(received) {
+                    meta.len = self.sift(buffer, meta);
+                }
+                Poll::Ready(Ok(count + received))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending if count > 0 => Poll::Ready(Ok(count)),
+            Poll::Pending => match self.inbox() {
+                Some(inbox) if !inbox.wait(cx.waker()) => Poll::Ready(Ok(inbox.take(buffers, metas))),
+                _ => Poll::Pending,
+            },
+        }
+    }
+
+    /// Any of them: whoever asks wants the port, which is the same.
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.bound.first().map(|bound| bound.address).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.bound.iter().map(|bound| bound.state.max_gso_segments()).min().unwrap_or(1)
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.bound.iter().map(|bound| bound.state.gro_segments()).max().unwrap_or(1)
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.bound.iter().any(|bound| bound.state.may_fragment())
+    }
+}
+
+/// A connection's wait until it may send. Costs nothing as long as the sockets take what they are given.
+struct Writable {
+    socket: Arc<WorkerSocket>,
+    waiting: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
+}
+
+impl UdpPoller for Writable {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.waiting.is_none() {
+            if !self.socket.full.load(Ordering::Relaxed) {
+                return Poll::Ready(Ok(()));
+            }
+            let socket = self.socket.clone();
+            self.waiting = Some(Box::pin(async move {
+                for bound in &socket.bound {
+                    bound.io.writable().await?;
+                }
+                socket.full.store(false, Ordering::Relaxed);
+                Ok(())
+            }));
+        }
+        let Some(waiting) = self.waiting.as_mut() else { return Poll::Ready(Ok(())) };
+        let writable = ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
+        Poll::Ready(writable)
+    }
+}
+
+impl std::fmt::Debug for Writable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writable").finish_non_exhaustive()
+    }
+}
