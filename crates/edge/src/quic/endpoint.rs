@@ -24,8 +24,10 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const SEND_WINDOW: u64 = 4 * 1024 * 1024;
 /// Control and QPACK streams, with a little room for what a client greases.
 const UNI_STREAMS: u32 = 8;
-/// Larger than any IPv4 or IPv6 path of today refuses, smaller than what tunnels eat off 1500.
-const INITIAL_MTU: u16 = 1350;
+/// What every path carries, until more is found out. quinn sends whole datagrams while anything is left of what
+/// an unproven address may be sent, so that only datagrams as small as a client's first stay within three
+/// times of that (RFC 9000, section 8.1).
+const INITIAL_MTU: u16 = 1200;
 /// How long a connection may be silent before it is asked whether it is still there.
 const PING: Duration = Duration::from_secs(15);
 /// Half-open handshakes of a worker beyond which a client must prove its address.
