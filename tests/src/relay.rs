@@ -1,18 +1,20 @@
 //! A UDP relay between clients and the gateway: what passes both ways can be looked at.
 //!
 //! A client dials the relay in the gateway's place. Each client address gets a socket of its own towards the
-//! gateway, so that the gateway tells clients apart.
+//! gateway, so that the gateway tells clients apart. Like a NAT, the relay may forget these sockets and go on
+//! with others.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
-    net::{Ipv4Addr, SocketAddr},
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
 use tokio::{
     net::UdpSocket,
-    task::{JoinHandle, JoinSet},
+    sync::watch,
+    task::{AbortHandle, JoinHandle, JoinSet},
 };
 
 use crate::quic::Packet;
@@ -47,6 +49,8 @@ impl Datagram {
 pub struct Relay {
     address: SocketAddr,
     seen: Seen,
+    /// Where its sockets towards the gateway are bound, and how often that was said.
+    side: watch::Sender<(usize, IpAddr)>,
     task: JoinHandle<()>,
 }
 
@@ -56,8 +60,15 @@ impl Relay {
         let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
         let address = socket.local_addr().unwrap();
         let seen = Seen::default();
-        let task = tokio::spawn(serve(socket, gateway, seen.clone()));
-        Relay { address, seen, task }
+        let (side, from) = watch::channel((0, Ipv4Addr::LOCALHOST.into()));
+        let task = tokio::spawn(serve(socket, gateway, seen.clone(), from));
+        Relay { address, seen, side, task }
+    }
+
+    /// What comes from a client from now on reaches the gateway from a new port of this address, and what the
+    /// gateway sends to the old port is lost.
+    pub fn rebind(&self, from: &str) {
+        self.side.send_modify(|(times, address)| (*times, *address) = (*times + 1, from.parse().unwrap()));
     }
 
     /// Where clients find it.
@@ -87,25 +98,37 @@ impl Seen {
     }
 }
 
-async fn serve(socket: Arc<UdpSocket>, gateway: SocketAddr, seen: Seen) {
-    let mut paths: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+/// A client's way to the gateway.
+struct Path {
+    socket: Arc<UdpSocket>,
+    side: usize,
+    answers: AbortHandle,
+}
+
+async fn serve(
+    socket: Arc<UdpSocket>,
+    gateway: SocketAddr,
+    seen: Seen,
+    from: watch::Receiver<(usize, IpAddr)>,
+) {
+    let mut paths: HashMap<SocketAddr, Path> = HashMap::new();
     // They end with the relay.
     let mut answers = JoinSet::new();
     let mut buffer = vec![0; LARGEST];
     loop {
         // An error speaks of an earlier datagram, whose receiver was gone.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
-        let path = match paths.entry(client) {
-            Entry::Occupied(path) => path.into_mut(),
-            Entry::Vacant(place) => {
-                let path = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
-                path.connect(gateway).await.unwrap();
-                answers.spawn(answer(socket.clone(), path.clone(), client, seen.clone()));
-                place.insert(path)
+        let (side, address) = *from.borrow();
+        if paths.get(&client).is_none_or(|path| path.side != side) {
+            let path = Arc::new(UdpSocket::bind((address, 0)).await.unwrap());
+            path.connect(gateway).await.unwrap();
+            let answers = answers.spawn(answer(socket.clone(), path.clone(), client, seen.clone()));
+            if let Some(old) = paths.insert(client, Path { socket: path, side, answers }) {
+                old.answers.abort();
             }
-        };
+        }
         seen.note(Direction::ToGateway, client, &buffer[..length]);
-        let _ = path.send(&buffer[..length]).await;
+        let _ = paths[&client].socket.send(&buffer[..length]).await;
     }
 }
 

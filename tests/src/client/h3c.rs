@@ -20,7 +20,7 @@ pub(super) struct Connection {
     pub(super) quic: quinn::Connection,
     requests: Requests,
     // The endpoint drives the socket for as long as any clone is left.
-    _endpoint: quinn::Endpoint,
+    endpoint: quinn::Endpoint,
 }
 
 impl Connection {
@@ -48,7 +48,12 @@ impl Connection {
             .await
             .map_err(broken)?;
         tokio::spawn(async move { driver.wait_idle().await });
-        Ok(Connection { quic, requests, _endpoint: endpoint })
+        Ok(Connection { quic, requests, endpoint })
+    }
+
+    pub(super) fn rebind(&self, from: &str) {
+        let address = SocketAddr::new(from.parse().unwrap(), 0);
+        self.endpoint.rebind(UdpSocket::bind(address).unwrap()).unwrap();
     }
 
     pub(super) async fn open(&self, request: &Request) -> Result<(Up, Down), Error> {

@@ -316,6 +316,14 @@ impl Client {
         }
     }
 
+    /// Goes on from a new port of this address, as a phone does that changes networks.
+    pub fn rebind(&self, from: &str) {
+        match &self.kind {
+            Kind::H3(connection) => connection.rebind(from),
+            _ => panic!("{:?} cannot change its address", self.version),
+        }
+    }
+
     /// How many connections an HTTP/1.1 client has made.
     pub fn dialed(&self) -> usize {
         match &self.kind {
