@@ -174,7 +174,12 @@ fn jump(test: u32, k: u32, over: u8) -> sock_filter {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop at the first surprise")]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may stop at the first surprise"
+)]
 mod tests {
     use std::net::{Ipv4Addr, UdpSocket};
     use std::time::Duration;
