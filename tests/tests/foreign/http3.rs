@@ -134,6 +134,29 @@ async fn aioquic_asks_fifty_things_at_once_on_one_connection() {
     gw.stop().await;
 }
 
+/// Four connections on one socket, and first ids as long as the gateway's own: each is its worker's for good,
+/// also when all of them come from another port.
+#[tokio::test]
+async fn aioquic_shares_a_socket_and_moves() {
+    for validation in ["auto", "always"] {
+        let vm = origin().named("a").start().await;
+        let http3 = format!("[http3]\naddress_validation = {validation:?}");
+        let gw = gateway().server("workers", "3").site("shop.test", &vm).toml(&http3).start().await;
+        let told = told(&mut client("aioquic_crowd.py", &gw, &Trust::new(), &[])).await;
+        for when in ["before", "after"] {
+            let answers = told[when].as_array().unwrap();
+            assert_eq!(answers.len(), 4, "{told}");
+            assert!(
+                answers.iter().all(|answer| answer["status"] == json!(200)),
+                "{validation} {when}: {told}"
+            );
+        }
+        assert_eq!(told["ended"], json!([null, null, null, null]), "{told}");
+        assert_eq!(vm.requests().len(), 8);
+        gw.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn aioquic_is_told_to_go_away_and_still_gets_its_answer() {
     let release = Arc::new(Notify::new());
