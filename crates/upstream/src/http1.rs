@@ -210,9 +210,11 @@ impl Http1 {
 /// The request as HTTP/1.1 says it. Its framing is hyper's, from what the body knows of its length.
 fn request(outgoing: Outgoing, expects: bool) -> (Request<Upload>, Option<Rc<Progress>>) {
     let (upload, progress) = Upload::new(outgoing.body, expects);
+    let bodiless = upload.is_end_stream();
     let unsized_body = progress.is_some() && upload.size_hint().exact().is_none();
     let mut request = Request::new(upload);
-    *request.method_mut() = outgoing.method;
+    let method = &outgoing.method;
+    *request.method_mut() = method.clone();
     *request.uri_mut() = Uri::from(outgoing.target);
     *request.headers_mut() = outgoing.headers;
     let headers = request.headers_mut();
@@ -220,6 +222,9 @@ fn request(outgoing: Outgoing, expects: bool) -> (Request<Upload>, Option<Rc<Pro
     if unsized_body {
         // Left to itself hyper sends no body with a GET.
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    } else if bodiless && matches!(*method, Method::POST | Method::PUT | Method::PATCH) {
+        // Where a body is usual, its absence is said (RFC 9110, section 8.6); some servers insist with 411.
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
     }
     if let Some(protocol) = outgoing.upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

@@ -84,9 +84,7 @@ pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, mut incoming: Incomi
             let answer = Answer::new(failure.kind().status(), "The request's body is malformed.");
             return log(peer, respond(&mut send, answer.plain(), head_only, timeouts.keep_alive).await);
         }
-        // A client that says 0 is passed on saying so.
-        let absent = upload.is_end_stream() && head.content_length.is_none();
-        (if absent { Body::Empty } else { Body::stream(upload) }, None)
+        (if upload.is_end_stream() { Body::Empty } else { Body::stream(upload) }, None)
     };
 
     let interim = |status: StatusCode, fields: &HeaderMap| interims.put(status, fields.clone());
