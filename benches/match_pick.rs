@@ -51,6 +51,7 @@ fn site(hosts: &[&str], routes: Vec<RouteSpec>) -> SiteSpec {
         hosts: hosts.iter().map(|host| HostPattern::parse(host).expect("a host")).collect(),
         addresses: None,
         http3: true,
+        early_data: false,
         redirect_to_https: true,
         hsts: None,
         tls_min_version: TlsVersion::V1_3,

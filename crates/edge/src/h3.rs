@@ -13,6 +13,7 @@ use foregate_http3::{Code, Connection, Error, Incoming, Settings};
 use crate::deadline::Deadline;
 use crate::drain::Phase;
 use crate::peer::Peer;
+use crate::quic::Handshake;
 use crate::streams::Streams;
 use crate::worker::Worker;
 
@@ -45,7 +46,12 @@ enum Event {
 }
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, quic: quinn::Connection) {
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    quic: quinn::Connection,
+    handshake: Rc<Handshake>,
+) {
     let live = worker.current();
     let settings = Settings { max_field_section_size: live.settings.limits.request_head as u64 };
     let keep_alive = live.settings.timeouts.keep_alive;
@@ -95,9 +101,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, quic: quinn::Conne
         match event {
             Event::Request(incoming) => {
                 let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::begin(&streams));
+                let handshake = handshake.clone();
                 tokio::task::spawn_local(async move {
                     let _open = open;
-                    stream::serve(&worker, &peer, incoming).await;
+                    stream::serve(&worker, &peer, &handshake, incoming).await;
                 });
             }
             Event::Leave => {

@@ -117,6 +117,7 @@ pub(crate) async fn serve(
         authority: &authority,
         trusted,
         wish: extensions.get::<head::Wish>(),
+        early: extensions.get::<head::EarlyData>().is_some(),
         takes_trailers: extensions.get::<head::TakesTrailers>().is_some(),
     };
     let result = match (body, &matched.route.action) {
@@ -134,6 +135,18 @@ pub(crate) async fn serve(
     };
     let response = result.unwrap_or_else(refuse);
     decorated(response, &live, peer, version, site, Some(policy), &variables)
+}
+
+/// Whether a request may be answered before the handshake that brings it is over, when its client's address is
+/// not proven and its bytes may be a recording. It must have no body.
+pub(crate) fn takes_early(worker: &Worker, peer: &Peer, parts: &Parts) -> bool {
+    let live = worker.current();
+    let Ok(authority) = authority(parts, peer) else { return false };
+    let Ok(Ok(host)) = authority.to_str().map(normalise_host) else { return false };
+    matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS)
+        // Whoever may speak for others must be who he says.
+        && !live.settings.trusts(peer.address.ip())
+        && find_site(&live, peer, &host, parts.version).is_ok_and(|found| found.site.early_data)
 }
 
 /// The id a trusted proxy gave the request, or a new one.

@@ -10,6 +10,7 @@
 
 mod cid;
 mod endpoint;
+mod handshake;
 mod keys;
 mod relay;
 mod socket;
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use quinn::{AsyncUdpSocket, EndpointConfig};
 
 pub(crate) use endpoint::{accept, server_config};
+pub(crate) use handshake::Handshake;
 pub use keys::Keys;
 pub use steer::{Group, Set, Sets};
 

@@ -3,6 +3,7 @@
 
 mod certificate;
 mod server;
+mod sessions;
 mod store;
 
 pub use certificate::{Certificate, CertificateError};

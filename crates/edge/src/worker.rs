@@ -64,7 +64,8 @@ impl Prepared {
                 }
             }
         }
-        Ok(Prepared { live: live.clone(), tls: TlsServer::new(&live.certificates)?, alt_svc })
+        let early_data = http3.enabled && live.routing.sites().iter().any(|site| site.early_data);
+        Ok(Prepared { live: live.clone(), tls: TlsServer::new(&live.certificates, early_data)?, alt_svc })
     }
 
     /// What to advertise on a connection to this port.

@@ -16,6 +16,7 @@ pub const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connecti
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub const EARLY_DATA: HeaderName = HeaderName::from_static("early-data");
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
@@ -29,6 +30,10 @@ pub struct Wish(pub HeaderValue);
 /// In a request's extensions: the client takes trailers. Known of itself for HTTP/2 and HTTP/3.
 #[derive(Clone, Copy, Debug)]
 pub struct TakesTrailers;
+
+/// In a request's extensions: it came in 0-RTT, so it may be a recording (RFC 8470).
+#[derive(Clone, Copy, Debug)]
+pub struct EarlyData;
 
 /// Why a head is refused with 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

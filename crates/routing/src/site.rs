@@ -15,6 +15,8 @@ pub struct SiteSpec {
     /// The local addresses it exists on; none: on all.
     pub addresses: Option<Vec<IpAddr>>,
     pub http3: bool,
+    /// Requests that come in 0-RTT are wanted.
+    pub early_data: bool,
     /// Already decided: it is wanted, and there is a certificate.
     pub redirect_to_https: bool,
     /// The value of `Strict-Transport-Security`.
@@ -40,6 +42,8 @@ pub struct Site {
     pub hosts: Box<[HostPattern]>,
     pub addresses: Option<Box<[IpAddr]>>,
     pub http3: bool,
+    /// Wanted, and no route asks for the client's address, which is not proven before the handshake is over.
+    pub early_data: bool,
     pub redirect_to_https: bool,
     pub hsts: Option<HeaderValue>,
     pub tls_min_version: TlsVersion,

@@ -105,12 +105,14 @@ impl SnapshotBuilder {
             Some(pool) => Arc::clone(pool),
             None => Arc::new(Pool::missing()),
         };
+        let early_data = spec.early_data && spec.routes.iter().all(|route| route.when.client_ips.is_empty());
         let routes = RouteTable::new(spec.routes, &pool);
         let site = Arc::new(Site {
             name: spec.name,
             hosts: spec.hosts.into(),
             addresses: spec.addresses.map(Into::into),
             http3: spec.http3,
+            early_data,
             redirect_to_https: spec.redirect_to_https,
             hsts: spec.hsts,
             tls_min_version: spec.tls_min_version,
@@ -215,6 +217,7 @@ mod tests {
             hosts: hosts.iter().map(|host| HostPattern::parse(host).unwrap()).collect(),
             addresses: addresses.map(|list| list.iter().map(|address| address.parse().unwrap()).collect()),
             http3: true,
+            early_data: false,
             redirect_to_https: false,
             hsts: None,
             tls_min_version: TlsVersion::V1_3,

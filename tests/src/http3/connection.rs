@@ -21,11 +21,22 @@ pub struct Options {
     pub window: u32,
     /// Whether the gateway's streams are read. If not, the test accepts them itself.
     pub watch: bool,
+    /// Remembers sessions from one connection to the next; without it nothing is remembered.
+    pub tls: Option<rustls::ClientConfig>,
+}
+
+impl Options {
+    /// Those of a client that comes back, and then sends early data where it may.
+    pub fn returning() -> Options {
+        let mut tls = Authority::shared().client(&[b"h3"]);
+        tls.enable_early_data = true;
+        Options { tls: Some(tls), ..Options::default() }
+    }
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { alpn: b"h3", window: 8 << 20, watch: true }
+        Options { alpn: b"h3", window: 8 << 20, watch: true, tls: None }
     }
 }
 
@@ -54,6 +65,19 @@ pub struct Connection {
 impl Connection {
     /// Connects and opens nothing: not even a control stream.
     pub async fn connect(dial: &Dial, options: Options) -> Result<Connection, ConnectionError> {
+        let (endpoint, connecting) = Connection::dial(dial, &options);
+        Ok(Connection::over(endpoint, connecting.await?, &options))
+    }
+
+    /// Connects and can send at once, if the gateway has allowed that before. Resolves to whether what was
+    /// sent before the end of the handshake was taken.
+    pub fn early(dial: &Dial, options: &Options) -> Option<(Connection, quinn::ZeroRttAccepted)> {
+        let (endpoint, connecting) = Connection::dial(dial, options);
+        let (quic, accepted) = connecting.into_0rtt().ok()?;
+        Some((Connection::over(endpoint, quic, options), accepted))
+    }
+
+    fn dial(dial: &Dial, options: &Options) -> (quinn::Endpoint, quinn::Connecting) {
         let socket = UdpSocket::bind(SocketAddr::new(dial.from, 0)).unwrap();
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime).unwrap();
@@ -61,15 +85,20 @@ impl Connection {
         // A gateway that is gone without a word is noticed within the harness's patience.
         transport.max_idle_timeout(Some(Duration::from_secs(15).try_into().unwrap()));
         transport.stream_receive_window(options.window.into()).receive_window(options.window.into());
-        let tls = QuicClientConfig::try_from(Authority::shared().client(&[options.alpn])).unwrap();
+        let tls = options.tls.clone().unwrap_or_else(|| Authority::shared().client(&[options.alpn]));
+        let tls = QuicClientConfig::try_from(tls).unwrap();
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(Arc::new(transport));
-        let quic = endpoint.connect_with(config, dial.https, &dial.name).unwrap().await?;
+        let connecting = endpoint.connect_with(config, dial.https, &dial.name).unwrap();
+        (endpoint, connecting)
+    }
+
+    fn over(endpoint: quinn::Endpoint, quic: quinn::Connection, options: &Options) -> Connection {
         let seen = Arc::<Mutex<Seen>>::default();
         if options.watch {
             tokio::spawn(watch(quic.clone(), seen.clone()));
         }
-        Ok(Connection { quic, endpoint, seen })
+        Connection { quic, endpoint, seen }
     }
 
     /// What the gateway has opened and sent of its own accord so far.

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use foregate_exchange::head::{TakesTrailers, strip_trailers};
+use foregate_exchange::head::{EARLY_DATA, EarlyData, TakesTrailers, strip_trailers};
 use foregate_exchange::{Body, Failure, Kind};
 use foregate_http3::{Code, Error, Incoming, RecvStream, SendStream, Tunnel};
 use http::header::EXPECT;
@@ -21,6 +21,7 @@ use crate::answer::Answer;
 use crate::deadline::Deadline;
 use crate::peer::Peer;
 use crate::proxy;
+use crate::quic::Handshake;
 use crate::streams::{DISCARD, LINGER, announce_length};
 use crate::websocket;
 use crate::worker::Worker;
@@ -30,7 +31,7 @@ const PEEK: Duration = Duration::from_millis(100);
 /// How many 1xx responses of a VM wait for a client that does not read.
 const INTERIMS: usize = 16;
 
-pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, mut incoming: Incoming) {
+pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, handshake: &Handshake, mut incoming: Incoming) {
     let _running = worker.begin();
     let timeouts = worker.current().settings.timeouts.clone();
     let head = match timeouts.request_head {
@@ -57,6 +58,7 @@ pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, mut incoming: Incomi
             return incoming.refuse(Code::H3_REQUEST_INCOMPLETE);
         }
     };
+    let early = incoming.early();
     let (recv, mut send) = incoming.into_streams();
     let mut parts = head.parts;
     parts.extensions.insert(TakesTrailers);
@@ -87,25 +89,27 @@ pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, mut incoming: Incomi
         (if upload.is_end_stream() { Body::Empty } else { Body::stream(upload) }, None)
     };
 
-    let interim = |status: StatusCode, fields: &HeaderMap| interims.put(status, fields.clone());
-    let response = {
-        let mut serving = pin!(proxy::serve(worker, peer, Request::from_parts(parts, body), &interim));
-        let mut stopped = pin!(None);
-        poll_fn(|cx| {
-            if let Poll::Ready(response) = serving.as_mut().poll(cx) {
-                return Poll::Ready(Ok(response));
-            }
-            interims.write(cx, &mut send)?;
-            if stopped.is_none() {
-                stopped.set(Some(send.stopped()));
-            }
-            match stopped.as_mut().as_pin_mut() {
-                Some(stopped) => stopped.poll(cx).map(Err),
-                None => Poll::Pending,
-            }
-        })
-        .await
-    };
+    let mut spare = None;
+    if early && !handshake.is_finished() {
+        if matches!(body, Body::Empty) && tunnel.is_none() && proxy::takes_early(worker, peer, &parts) {
+            // A client that speaks for another one itself knows what 425 means.
+            spare = (!parts.headers.contains_key(EARLY_DATA)).then(|| parts.clone());
+            parts.extensions.insert(EarlyData);
+        } else if !is_over(handshake, &send).await {
+            return;
+        }
+    }
+    let mut response = ask(worker, peer, Request::from_parts(parts, body), &interims, &mut send).await;
+    if let Some(parts) = spare
+        && matches!(&response, Ok(response) if response.status() == StatusCode::TOO_EARLY)
+    {
+        // RFC 8470, section 5.2: that it was early is between us and the VM.
+        if !is_over(handshake, &send).await {
+            return;
+        }
+        let again = Request::from_parts(parts, Body::Empty);
+        response = ask(worker, peer, again, &interims, &mut send).await;
+    }
     // Those that came together with the response stand before it.
     interims.queue_all(&mut send);
     let result = match (response, tunnel) {
@@ -115,6 +119,41 @@ pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, mut incoming: Incomi
         (Ok(response), None) => respond(&mut send, response, head_only, timeouts.keep_alive).await,
     };
     log(peer, result);
+}
+
+/// Waits for the end of the handshake. False: the client or the connection is gone.
+async fn is_over(handshake: &Handshake, send: &SendStream) -> bool {
+    tokio::select! {
+        () = handshake.finished() => true,
+        _ = send.stopped() => false,
+    }
+}
+
+/// Has a request answered, and passes on what is said before the answer. Ends early when the client cancels.
+async fn ask(
+    worker: &Rc<Worker>,
+    peer: &Peer,
+    request: Request<Body>,
+    interims: &Interims,
+    send: &mut SendStream,
+) -> Result<Response<Body>, Error> {
+    let interim = |status: StatusCode, fields: &HeaderMap| interims.put(status, fields.clone());
+    let mut serving = pin!(proxy::serve(worker, peer, request, &interim));
+    let mut stopped = pin!(None);
+    poll_fn(|cx| {
+        if let Poll::Ready(response) = serving.as_mut().poll(cx) {
+            return Poll::Ready(Ok(response));
+        }
+        interims.write(cx, send)?;
+        if stopped.is_none() {
+            stopped.set(Some(send.stopped()));
+        }
+        match stopped.as_mut().as_pin_mut() {
+            Some(stopped) => stopped.poll(cx).map(Err),
+            None => Poll::Pending,
+        }
+    })
+    .await
 }
 
 fn log(peer: &Peer, result: Result<(), Box<dyn std::error::Error>>) {

@@ -39,6 +39,7 @@ pub(super) struct Forwarding<'a> {
     pub(super) authority: &'a HeaderValue,
     pub(super) trusted: bool,
     pub(super) wish: Option<&'a Wish>,
+    pub(super) early: bool,
     pub(super) takes_trailers: bool,
 }
 
@@ -171,6 +172,9 @@ impl Forwarding<'_> {
             version: self.version,
         };
         head::forwarded(headers, &origin);
+        if self.early {
+            headers.insert(head::EARLY_DATA, HeaderValue::from_static("1"));
+        }
         if let Ok(id) = HeaderValue::from_str(self.variables.request_id) {
             headers.insert(head::X_REQUEST_ID, id);
         }

@@ -10,7 +10,7 @@ use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Endpoint, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
 use tokio::time::timeout;
 
-use super::Keys;
+use super::{Handshake, Keys};
 use crate::drain::Phase;
 use crate::h3;
 use crate::peer::{Peer, TlsPeer, canonical};
@@ -143,18 +143,47 @@ async fn handshake(
         }
     };
     let limit = live.settings.timeouts.handshake.unwrap_or(Duration::MAX);
-    let connection = match timeout(limit, connecting).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            tracing::debug!(peer = %address, %error, "QUIC handshake failed");
-            return;
-        }
-        Err(_) => {
-            tracing::debug!(peer = %address, "QUIC handshake took longer than timeouts.handshake");
-            return;
-        }
+    let failed = |error: &dyn std::fmt::Display| {
+        tracing::debug!(peer = %address, %error, "QUIC handshake failed");
     };
-    drop(half_open);
+    let late = || tracing::debug!(peer = %address, "QUIC handshake took longer than timeouts.handshake");
+    let handshake = Rc::new(Handshake::default());
+    let connection = if live.tls.early_data {
+        let mut connecting = connecting;
+        // Once the client's first message is read, requests may follow; for each it is decided whether it waits.
+        let (connection, finished) = match timeout(limit, connecting.handshake_data()).await {
+            Ok(Ok(_)) => match connecting.into_0rtt() {
+                Ok(early) => early,
+                // A server's always can.
+                Err(_) => return,
+            },
+            Ok(Err(error)) => return failed(&error),
+            Err(_) => return late(),
+        };
+        let (watched, handshake) = (connection.clone(), handshake.clone());
+        tokio::task::spawn_local(async move {
+            match timeout(limit, finished).await {
+                // What it says of 0-RTT is for clients; it resolves when the connection ends as well.
+                Ok(_) if watched.close_reason().is_none() => handshake.finish(),
+                Ok(_) => {}
+                Err(_) => {
+                    tracing::debug!(peer = %address, "QUIC handshake took longer than timeouts.handshake");
+                    watched.close(VarInt::from_u32(0), b"");
+                }
+            }
+            drop(half_open);
+        });
+        connection
+    } else {
+        let connection = match timeout(limit, connecting).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return failed(&error),
+            Err(_) => return late(),
+        };
+        handshake.finish();
+        drop(half_open);
+        connection
+    };
     let sni = connection
         .handshake_data()
         .and_then(|data| data.downcast::<HandshakeData>().ok())
@@ -174,5 +203,5 @@ async fn handshake(
     let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
     let tls = Some(TlsPeer { sni, certificate, floor });
     let peer = Rc::new(Peer { address, local, tls, _permit: permit });
-    h3::serve(worker, peer, connection).await;
+    h3::serve(worker, peer, connection, handshake).await;
 }

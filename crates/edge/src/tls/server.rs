@@ -8,6 +8,7 @@ use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::version::{TLS12, TLS13};
 
 use super::CertificateStore;
+use super::sessions::SingleUse;
 
 /// Ready-made configurations, shared by all workers.
 pub(crate) struct TlsServer {
@@ -17,17 +18,30 @@ pub(crate) struct TlsServer {
     pub(crate) tls12: Arc<ServerConfig>,
     /// TLS 1.3 with ALPN h3.
     pub(crate) quic: Arc<ServerConfig>,
+    /// Whether that takes 0-RTT.
+    pub(crate) early_data: bool,
 }
 
 impl TlsServer {
+    /// `early_data`: some site takes requests in 0-RTT.
+    ///
     /// # Errors
     /// The crypto provider lacks what the versions need; does not happen with the one we link.
-    pub(crate) fn new(store: &Arc<CertificateStore>) -> Result<TlsServer, rustls::Error> {
+    pub(crate) fn new(store: &Arc<CertificateStore>, early_data: bool) -> Result<TlsServer, rustls::Error> {
         let tcp: [&[u8]; 2] = [b"h2", b"http/1.1"];
+        let mut quic = config(store, &[&TLS13], &[b"h3"])?;
+        if early_data {
+            // rustls takes early data only of sessions it has stored; a ticket can be used again and again.
+            quic.session_storage = SingleUse::shared();
+            quic.ticketer = Arc::new(NoTickets);
+            // QUIC knows no other size than this and 0 (RFC 9001, section 4.6.1).
+            quic.max_early_data_size = u32::MAX;
+        }
         Ok(TlsServer {
             modern: Arc::new(config(store, &[&TLS13], &tcp)?),
             tls12: Arc::new(config(store, &[&TLS13, &TLS12], &tcp)?),
-            quic: Arc::new(config(store, &[&TLS13], &[b"h3"])?),
+            quic: Arc::new(quic),
+            early_data,
         })
     }
 }
@@ -47,6 +61,27 @@ fn config(
     config.ticketer = ticketer()?;
     config.send_tls13_tickets = 1;
     Ok(config)
+}
+
+#[derive(Debug)]
+struct NoTickets;
+
+impl ProducesTickets for NoTickets {
+    fn enabled(&self) -> bool {
+        false
+    }
+
+    fn lifetime(&self) -> u32 {
+        0
+    }
+
+    fn encrypt(&self, _plain: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn decrypt(&self, _cipher: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// One rotating ticket key for the process: a ticket of one worker, or from before a reload, is good on all.

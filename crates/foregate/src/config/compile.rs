@@ -76,6 +76,7 @@ pub(super) fn compile(
             hosts: site.hosts.iter().map(|host| host.value.clone()).collect(),
             addresses: layer.addresses.as_ref().map(|addresses| addresses.value.clone()),
             http3: layer.http3.unwrap_or(true),
+            early_data: layer.early_data.unwrap_or(false),
             redirect_to_https: redirect,
             hsts: hsts.and_then(|hsts| hsts.compile()),
             tls_min_version: layer.tls.min_version.unwrap_or(tls.min_version),

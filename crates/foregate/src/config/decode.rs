@@ -268,10 +268,6 @@ impl<'a> Value<'a> {
         self.node.get_ref().as_str() == Some(word)
     }
 
-    pub(super) fn is_false(&self) -> bool {
-        self.node.get_ref().as_bool() == Some(false)
-    }
-
     pub(super) fn is_string(&self) -> bool {
         self.node.get_ref().is_str()
     }

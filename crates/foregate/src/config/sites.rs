@@ -43,6 +43,7 @@ pub(super) struct SiteLayer {
     pub(super) addresses: Option<Placed<Vec<IpAddr>>>,
     pub(super) hsts: Said<HstsLayer>,
     pub(super) http3: Option<bool>,
+    pub(super) early_data: Option<bool>,
     pub(super) redirect_to_https: Option<Placed<bool>>,
     pub(super) tls: SiteTlsLayer,
     pub(super) policy: PolicyLayer,
@@ -79,12 +80,12 @@ impl SiteLayer {
                 .read("addresses", |value| Some(Placed::new(server::addresses(value)?, value.place()))),
             hsts: table.said("hsts", read_hsts),
             http3: table.read("http3", Value::bool),
+            early_data: table.read("early_data", Value::bool),
             redirect_to_https: table.read("redirect_to_https", Value::placed_bool),
             tls: table.table("tls").map(read_tls).unwrap_or_default(),
             policy: PolicyLayer::read(table),
         };
         table.later("filters", Value::is_empty_list);
-        table.later("early_data", |value| value.is_false());
         table.later("bandwidth", |value| value.is_word("off"));
         layer
     }
@@ -167,6 +168,7 @@ impl Layer for SiteLayer {
             addresses: self.addresses.or_else(|| below.addresses.clone()),
             hsts: self.hsts.over(&below.hsts),
             http3: self.http3.or(below.http3),
+            early_data: self.early_data.or(below.early_data),
             redirect_to_https: self.redirect_to_https.or_else(|| below.redirect_to_https.clone()),
             tls: SiteTlsLayer {
                 min_version: self.tls.min_version.or(below.tls.min_version),

@@ -200,7 +200,6 @@ listen = "2222/tcp"
 hosts = "shop.example.com"
 passthrough = "10.0.0.9:443"
 pool = "shop"
-early_data = true
 filters = ["office"]
 tls = { client_ca = "clients.pem" }
 routes = [{ paths = "/a/", when = { client_cert = true }, queue_priority = 10 }]
@@ -224,16 +223,15 @@ health = { grpc = {} }
             "11:2 `filters` is not supported yet",
             "13:2 `forwards` is not supported yet",
             "17:1 `sites.shop.passthrough` is not supported yet",
-            "19:1 `sites.shop.early_data` is not supported yet",
-            "20:1 `sites.shop.filters` is not supported yet",
-            "21:9 `sites.shop.tls.client_ca` is not supported yet",
-            "22:37 `sites.shop.routes[0].when.client_cert` is not supported yet",
-            "22:59 `sites.shop.routes[0].queue_priority` is not supported yet",
-            "24:13 HTTP/3 towards VMs (`h3://`) is not supported yet",
-            "24:61 `pools.shop.backends[1].max_requests` is not supported yet",
-            "25:1 `pools.shop.send_proxy` is not supported yet",
-            "26:1 `pools.shop.retry` is not supported yet",
-            "27:12 `pools.shop.health.grpc` is not supported yet",
+            "19:1 `sites.shop.filters` is not supported yet",
+            "20:9 `sites.shop.tls.client_ca` is not supported yet",
+            "21:37 `sites.shop.routes[0].when.client_cert` is not supported yet",
+            "21:59 `sites.shop.routes[0].queue_priority` is not supported yet",
+            "23:13 HTTP/3 towards VMs (`h3://`) is not supported yet",
+            "23:61 `pools.shop.backends[1].max_requests` is not supported yet",
+            "24:1 `pools.shop.send_proxy` is not supported yet",
+            "25:1 `pools.shop.retry` is not supported yet",
+            "26:12 `pools.shop.health.grpc` is not supported yet",
         ]
     );
 }
