@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::diagnostics::Diagnostics;
 use crate::drain::Phase;
 use crate::limit::{Connections, Full};
 use crate::listen::{BindError, Bound, Listening, Sockets, bind};
@@ -62,7 +63,7 @@ impl Gateway {
     ///
     /// # Errors
     /// Which listener or limit, why, and what to do.
-    pub fn start(live: Publisher<Live>) -> Result<Gateway, StartError> {
+    pub fn start(live: Publisher<Live>, diagnostics: Diagnostics) -> Result<Gateway, StartError> {
         let settings = live.load().settings.clone();
         let workers = settings.workers.map_or_else(
             || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -80,12 +81,12 @@ impl Gateway {
         let (stop, stopping) = watch::channel(None);
         let mut threads = Vec::with_capacity(workers);
         let (report, reports) = std::sync::mpsc::channel();
+        let shared = Shared { live: live.clone(), connections, keys, diagnostics };
         for (number, sockets) in (0..group.workers()).zip(sockets) {
-            let (live, connections, keys) = (live.clone(), connections.clone(), keys.clone());
-            let (stopping, report) = (stopping.clone(), report.clone());
+            let (shared, stopping, report) = (shared.clone(), stopping.clone(), report.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || run(&live, connections, number, &keys, sockets, stopping, &report))
+                .spawn(move || run(shared, number, sockets, stopping, &report))
                 .map_err(|error| StartError::Worker(error.to_string()))?;
             threads.push(thread);
         }
@@ -150,12 +151,19 @@ fn own_files(settings: &Settings, workers: usize) -> usize {
 
 type Report = std::sync::mpsc::Sender<Result<(), String>>;
 
+/// What all workers have in common.
+#[derive(Clone)]
+struct Shared {
+    live: Publisher<Live>,
+    connections: Arc<Connections>,
+    keys: Keys,
+    diagnostics: Diagnostics,
+}
+
 /// The life of a worker thread.
 fn run(
-    live: &Publisher<Live>,
-    connections: Arc<Connections>,
+    shared: Shared,
     number: u16,
-    keys: &Keys,
     sockets: Sockets,
     mut stopping: watch::Receiver<Option<Duration>>,
     report: &Report,
@@ -169,14 +177,15 @@ fn run(
         }
     };
     runtime.block_on(async {
-        let worker = match Worker::new(live, connections) {
+        let Shared { live, connections, keys, diagnostics } = shared;
+        let worker = match Worker::new(&live, connections, diagnostics) {
             Ok(worker) => worker,
             Err(error) => {
                 _ = report.send(Err(error.to_string()));
                 return;
             }
         };
-        if let Err(error) = start(&worker, number, keys, sockets) {
+        if let Err(error) = start(&worker, number, &keys, sockets) {
             _ = report.send(Err(error.to_string()));
             return;
         }

@@ -6,6 +6,7 @@
 
 mod accept;
 mod answer;
+mod diagnostics;
 mod drain;
 mod gateway;
 mod h1;
@@ -29,6 +30,7 @@ use foregate_exchange::deadline;
 use foregate_routing::Snapshot;
 use foregate_upstream::Transport;
 
+pub use diagnostics::{Diagnostics, Qlog};
 pub use gateway::{Gateway, StartError};
 pub use listen::{BindError, Listening};
 pub use settings::Settings;

@@ -12,6 +12,7 @@ use foregate_upstream::Client;
 use http::HeaderValue;
 
 use crate::Live;
+use crate::diagnostics::Diagnostics;
 use crate::drain::Drain;
 use crate::limit::Connections;
 use crate::tls::TlsServer;
@@ -24,6 +25,7 @@ pub(crate) struct Worker {
     pub(crate) client: Client,
     pub(crate) drain: Drain,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) diagnostics: Diagnostics,
     reader: RefCell<Reader<Live>>,
     prepared: RefCell<Rc<Prepared>>,
     /// Requests and tunnels under way.
@@ -52,7 +54,7 @@ impl Deref for Prepared {
 }
 
 impl Prepared {
-    fn new(live: &Held<Live>) -> Result<Prepared, rustls::Error> {
+    fn new(live: &Held<Live>, diagnostics: &Diagnostics) -> Result<Prepared, rustls::Error> {
         let http3 = &live.settings.http3;
         let mut alt_svc = Vec::new();
         if http3.enabled && http3.alt_svc {
@@ -65,7 +67,11 @@ impl Prepared {
             }
         }
         let early_data = http3.enabled && live.routing.sites().iter().any(|site| site.early_data);
-        Ok(Prepared { live: live.clone(), tls: TlsServer::new(&live.certificates, early_data)?, alt_svc })
+        Ok(Prepared {
+            live: live.clone(),
+            tls: TlsServer::new(&live.certificates, early_data, diagnostics.keys.as_ref())?,
+            alt_svc,
+        })
     }
 
     /// What to advertise on a connection to this port.
@@ -78,14 +84,16 @@ impl Worker {
     pub(crate) fn new(
         live: &Publisher<Live>,
         connections: Arc<Connections>,
+        diagnostics: Diagnostics,
     ) -> Result<Rc<Worker>, rustls::Error> {
         let mut reader = live.reader();
-        let prepared = Rc::new(Prepared::new(reader.current())?);
+        let prepared = Rc::new(Prepared::new(reader.current(), &diagnostics)?);
         Ok(Rc::new(Worker {
             said: Cell::new((0, 0)),
             client: Client::default(),
             drain: Drain::new(),
             connections,
+            diagnostics,
             reader: RefCell::new(reader),
             prepared: RefCell::new(prepared),
             running: Cell::new(0),
@@ -101,7 +109,7 @@ impl Worker {
         let live = reader.current();
         let mut prepared = self.prepared.borrow_mut();
         if !Rc::ptr_eq(live, &prepared.live) {
-            match Prepared::new(live) {
+            match Prepared::new(live, &self.diagnostics) {
                 Ok(next) => *prepared = Rc::new(next),
                 // The provider refused its own defaults; what worked before goes on.
                 Err(error) => tracing::error!(%error, "the new TLS configuration cannot be used"),

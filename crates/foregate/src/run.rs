@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::cli::{Exit, complain, say};
 use crate::config::Loaded;
+use crate::debugging;
 
 /// Serves until a signal asks for the end. `announce` is called once, after everything listens.
 ///
@@ -28,7 +29,11 @@ pub(crate) fn serve(loaded: Loaded, announce: impl FnOnce(&[Listening])) -> Exit
         Err(error) => return failed(format_args!("signals cannot be waited for: {error}")),
     };
     let live = Publisher::new(loaded.live);
-    let gateway = match Gateway::start(live.clone()) {
+    let diagnostics = match debugging::from_environment() {
+        Ok(diagnostics) => diagnostics,
+        Err(sentence) => return failed(sentence),
+    };
+    let gateway = match Gateway::start(live.clone(), diagnostics) {
         Ok(gateway) => gateway,
         Err(error) => return failed(error),
     };

@@ -1,5 +1,6 @@
 //! Accepting connections: whose address must be proven first, and what a connection may hold.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,6 +121,22 @@ pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, keys: Keys) {
     endpoint.set_server_config(None);
 }
 
+/// The configuration for a connection that is to be written down.
+fn logged(
+    worker: &Worker,
+    live: &Prepared,
+    config: &ServerConfig,
+    address: SocketAddr,
+    incoming: &Incoming,
+) -> Option<Arc<ServerConfig>> {
+    let qlog = worker.diagnostics.qlog.as_ref()?.of(address, &incoming.orig_dst_cid())?;
+    let mut transport = transport(&live.settings).ok()?;
+    transport.qlog_stream(Some(qlog));
+    let mut config = config.clone();
+    config.transport_config(Arc::new(transport));
+    Some(Arc::new(config))
+}
+
 async fn handshake(
     worker: Rc<Worker>,
     endpoint: Endpoint,
@@ -135,6 +152,10 @@ async fn handshake(
     };
     let _open = worker.connected();
     let live = worker.current();
+    let config = match logged(&worker, &live, &config, address, &incoming) {
+        Some(logged) => logged,
+        None => config,
+    };
     let connecting = match incoming.accept_with(config) {
         Ok(connecting) => connecting,
         Err(error) => {

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::version::{TLS12, TLS13};
+use rustls::{KeyLog, ServerConfig, SupportedProtocolVersion};
 
 use super::CertificateStore;
 use super::sessions::SingleUse;
@@ -23,13 +23,26 @@ pub(crate) struct TlsServer {
 }
 
 impl TlsServer {
-    /// `early_data`: some site takes requests in 0-RTT.
+    /// `early_data`: some site takes requests in 0-RTT. `keys` gets the keys of every connection.
     ///
     /// # Errors
     /// The crypto provider lacks what the versions need; does not happen with the one we link.
-    pub(crate) fn new(store: &Arc<CertificateStore>, early_data: bool) -> Result<TlsServer, rustls::Error> {
+    pub(crate) fn new(
+        store: &Arc<CertificateStore>,
+        early_data: bool,
+        keys: Option<&Arc<dyn KeyLog>>,
+    ) -> Result<TlsServer, rustls::Error> {
+        let config = |versions: &[&'static SupportedProtocolVersion],
+                      alpn: &[&[u8]]|
+         -> Result<ServerConfig, rustls::Error> {
+            let mut config = config(store, versions, alpn)?;
+            if let Some(keys) = keys {
+                config.key_log = keys.clone();
+            }
+            Ok(config)
+        };
         let tcp: [&[u8]; 2] = [b"h2", b"http/1.1"];
-        let mut quic = config(store, &[&TLS13], &[b"h3"])?;
+        let mut quic = config(&[&TLS13], &[b"h3"])?;
         if early_data {
             // rustls takes early data only of sessions it has stored; a ticket can be used again and again.
             quic.session_storage = SingleUse::shared();
@@ -38,8 +51,8 @@ impl TlsServer {
             quic.max_early_data_size = u32::MAX;
         }
         Ok(TlsServer {
-            modern: Arc::new(config(store, &[&TLS13], &tcp)?),
-            tls12: Arc::new(config(store, &[&TLS13, &TLS12], &tcp)?),
+            modern: Arc::new(config(&[&TLS13], &tcp)?),
+            tls12: Arc::new(config(&[&TLS13, &TLS12], &tcp)?),
             quic: Arc::new(quic),
             early_data,
         })
@@ -48,7 +61,7 @@ impl TlsServer {
 
 fn config(
     store: &Arc<CertificateStore>,
-    versions: &[&'static rustls::SupportedProtocolVersion],
+    versions: &[&'static SupportedProtocolVersion],
     alpn: &[&[u8]],
 ) -> Result<ServerConfig, rustls::Error> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
