@@ -1,7 +1,8 @@
 //! A small HTTP/3 load generator: so many connections, so many requests at a time on each, for so long.
 //!
-//! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds]` prints
-//! `REQUESTS requests, FAILED failed, SECONDS s`. It trusts any certificate: it measures, it does not browse.
+//! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds] [fresh]` prints
+//! `REQUESTS requests, FAILED failed, SECONDS s`. With `fresh` every request has a connection of its own, with
+//! a full handshake. It trusts any certificate: it measures, it does not browse.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its purpose")]
 
@@ -27,12 +28,16 @@ struct Count {
 async fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let Some(url) = words.next() else {
-        eprintln!("usage: h3load URL [connections] [streams] [seconds]");
+        eprintln!("usage: h3load URL [connections] [streams] [seconds] [fresh]");
         return ExitCode::from(2);
     };
-    let mut number = |default: u64| words.next().and_then(|word| word.parse().ok()).unwrap_or(default);
-    let (connections, streams, seconds) = (number(64), number(10), number(5));
-    match run(&url, connections, streams, Duration::from_secs(seconds)).await {
+    let number =
+        |word: Option<String>, default: u64| word.and_then(|word| word.parse().ok()).unwrap_or(default);
+    let connections = number(words.next(), 64);
+    let streams = number(words.next(), 10);
+    let seconds = number(words.next(), 5);
+    let fresh = words.next().as_deref() == Some("fresh");
+    match run(&url, connections, streams, Duration::from_secs(seconds), fresh).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("h3load: {error}");
@@ -41,7 +46,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(url: &str, connections: u64, streams: u64, time: Duration) -> Result<(), Failure> {
+async fn run(url: &str, connections: u64, streams: u64, time: Duration, fresh: bool) -> Result<(), Failure> {
     let uri: http::Uri = url.parse()?;
     let host = uri.host().ok_or("the address has no host")?.to_owned();
     let port = uri.port_u16().unwrap_or(443);
@@ -54,8 +59,20 @@ async fn run(url: &str, connections: u64, streams: u64, time: Duration) -> Resul
     let mut tasks = tokio::task::JoinSet::new();
     let begun = Instant::now();
     for _ in 0..connections {
-        let connecting = endpoint.connect_with(config.clone(), address, &name)?;
-        tasks.spawn(connection(connecting, uri.clone(), streams, begun + time, count.clone()));
+        let (endpoint, config, name) = (endpoint.clone(), config.clone(), name.clone());
+        let (uri, count, until) = (uri.clone(), count.clone(), begun + time);
+        tasks.spawn(async move {
+            while fresh && Instant::now() < until {
+                let connecting = endpoint.connect_with(config.clone(), address, &name)?;
+                // As if the time were over: one request each.
+                connection(connecting, uri.clone(), 1, begun, count.clone()).await?;
+            }
+            if !fresh {
+                let connecting = endpoint.connect_with(config, address, &name)?;
+                connection(connecting, uri, streams, until, count).await?;
+            }
+            Ok::<(), Failure>(())
+        });
     }
     while let Some(result) = tasks.join_next().await {
         if let Err(error) = result? {
@@ -75,24 +92,30 @@ async fn connection(
     until: Instant,
     count: Arc<Count>,
 ) -> Result<(), Failure> {
-    let connection = h3_quinn::Connection::new(connecting.await?);
+    let quic = connecting.await?;
+    let connection = h3_quinn::Connection::new(quic.clone());
     let (mut driver, sender) = h3::client::new(connection).await?;
     let driving = tokio::spawn(async move { driver.wait_idle().await });
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..streams {
         let (mut sender, uri, count) = (sender.clone(), uri.clone(), count.clone());
         tasks.spawn(async move {
-            while Instant::now() < until {
+            loop {
                 match exchange(&mut sender, &uri).await {
                     Ok(()) => count.done.fetch_add(1, Ordering::Relaxed),
                     Err(_) => count.failed.fetch_add(1, Ordering::Relaxed),
                 };
+                if Instant::now() >= until {
+                    break;
+                }
             }
         });
     }
     while tasks.join_next().await.is_some() {}
     drop(sender);
     driving.abort();
+    // Said, not left to a time-out: the other side should not have to keep it.
+    quic.close(quinn::VarInt::from_u32(0x100), b"");
     Ok(())
 }
 
@@ -118,6 +141,7 @@ fn client_config() -> Result<quinn::ClientConfig, Failure> {
         .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h3".to_vec()];
+    tls.resumption = rustls::client::Resumption::disabled();
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
     Ok(quinn::ClientConfig::new(Arc::new(crypto)))
 }
