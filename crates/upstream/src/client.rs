@@ -30,7 +30,8 @@ pub struct Client {
 #[derive(Default)]
 pub(crate) struct Shelf {
     /// Last in, first out, so that a burst's surplus grows old and goes.
-    pub(crate) http1: RefCell<Vec<Http1>>,
+    #[allow(clippy::vec_box, reason = "a connection is large and moves to and fro with every request")]
+    pub(crate) http1: RefCell<Vec<Box<Http1>>>,
     pub(crate) http2: RefCell<Vec<Http2>>,
     /// One dial at a time where the connection will be shared.
     dialing: tokio::sync::Mutex<()>,
@@ -41,7 +42,7 @@ pub(crate) struct Shelf {
 
 impl Shelf {
     /// Takes a connection back for the next request.
-    pub(crate) fn keep(&self, connection: Http1) {
+    pub(crate) fn keep(&self, connection: Box<Http1>) {
         let mut idle = self.http1.borrow_mut();
         if idle.len() >= MAX_IDLE {
             idle.remove(0);
@@ -168,12 +169,12 @@ impl Client {
             let Some(mut connection) = waiting else { break };
             let fresh = shelf.keep_alive.is_none_or(|limit| connection.since().elapsed() < limit);
             if fresh && connection.is_usable() {
-                return Ok(Link { kind: LinkKind::Http1(Box::new(connection)), reused: true, shelf });
+                return Ok(Link { kind: LinkKind::Http1(connection), reused: true, shelf });
             }
         }
         let (stream, _) = dial::dial(&self.resolver, &endpoint.address, transport, true).await?;
         let connection = Http1::new(stream).await?;
-        Ok(Link { kind: LinkKind::Http1(Box::new(connection)), reused: false, shelf })
+        Ok(Link { kind: LinkKind::Http1(connection), reused: false, shelf })
     }
 
     async fn connect_http2(
@@ -194,7 +195,7 @@ impl Client {
         let (stream, spoken) = dial::dial(&self.resolver, &endpoint.address, transport, false).await?;
         shelf.speaks.set(Some(spoken));
         let kind = match spoken {
-            Spoken::Http1 => LinkKind::Http1(Box::new(Http1::new(stream).await?)),
+            Spoken::Http1 => LinkKind::Http1(Http1::new(stream).await?),
             Spoken::H2 => {
                 let connection = Http2::new(stream).await?;
                 let shared = connection.share();
@@ -228,7 +229,8 @@ impl Link {
     ) -> Result<Response<Body>, SendError> {
         match self.kind {
             LinkKind::Http1(connection) => connection.send(outgoing, in_flight, self.shelf, interim).await,
-            LinkKind::Http2(connection) => connection.send(outgoing, in_flight).await,
+            // Boxed, so that a request over HTTP/1.1 does not take the room one over HTTP/2 would.
+            LinkKind::Http2(connection) => Box::pin(connection.send(outgoing, in_flight)).await,
         }
     }
 }

@@ -43,7 +43,7 @@ pub(crate) struct Http1 {
 }
 
 impl Http1 {
-    pub(crate) async fn new(stream: Stream) -> Result<Http1, Failure> {
+    pub(crate) async fn new(stream: Stream) -> Result<Box<Http1>, Failure> {
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_FIELDS)
             .max_header_size(MAX_HEAD)
@@ -52,7 +52,7 @@ impl Http1 {
             .await
             .map_err(|error| Failure::because(Kind::Connect, error))?;
         let (since, deadline) = (Instant::now(), Deadline::default());
-        Ok(Http1 { sender, connection: Some(connection), since, deadline })
+        Ok(Box::new(Http1 { sender, connection: Some(connection), since, deadline }))
     }
 
     /// Since when it has been idle.
@@ -76,7 +76,7 @@ impl Http1 {
     }
 
     pub(crate) async fn send(
-        mut self,
+        mut self: Box<Self>,
         outgoing: Outgoing,
         in_flight: InFlight,
         shelf: Rc<Shelf>,
@@ -125,7 +125,7 @@ impl Http1 {
                     let failure = Failure::because(Kind::BadResponse, "it switched protocols unasked");
                     return Err(SendError { failure, unsent: None });
                 }
-                self.switch(response, in_flight).await
+                Box::pin(self.switch(response, in_flight)).await
             }
             Some(Ok(mut response)) => {
                 let checked = check_status(response.status());
@@ -143,7 +143,7 @@ impl Http1 {
     /// The response, its body driving this connection, which goes back on the shelf at the body's end.
     /// A connection whose framing was not `clean` does not.
     fn receive(
-        mut self,
+        mut self: Box<Self>,
         response: Response<Incoming>,
         clean: bool,
         upload: Option<Rc<Progress>>,
@@ -165,7 +165,7 @@ impl Http1 {
                 // rest of its answer with it.
                 upload.hold();
                 self.connection = Some(connection);
-                Drive::Inline(Box::new(self), None)
+                Drive::Inline(self, None)
             }
             (Some(connection), None) => {
                 self.connection = Some(connection);
@@ -175,7 +175,7 @@ impl Http1 {
                     }
                     return Response::from_parts(parts, Body::Empty);
                 }
-                Drive::Inline(Box::new(self), clean.then_some(shelf))
+                Drive::Inline(self, clean.then_some(shelf))
             }
         };
         let body = Download { incoming, drive, idle, deadline: Deadline::default(), _in_flight: in_flight };
@@ -183,7 +183,7 @@ impl Http1 {
     }
 
     /// Keeps the connection for the next request, if the VM does.
-    fn recycle(mut self, shelf: &Shelf) {
+    fn recycle(mut self: Box<Self>, shelf: &Shelf) {
         if self.is_usable() {
             self.since = Instant::now();
             shelf.keep(self);
@@ -192,7 +192,7 @@ impl Http1 {
 
     /// The VM agreed to leave HTTP: from here on its bytes are the tunnel's.
     async fn switch(
-        mut self,
+        mut self: Box<Self>,
         response: Response<Incoming>,
         in_flight: InFlight,
     ) -> Result<Response<Body>, SendError> {

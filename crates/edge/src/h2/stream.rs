@@ -94,7 +94,7 @@ pub(super) async fn serve(
     // Without a response the client reset the stream; everything behind it was dropped and so cancelled.
     let Some(response) = response else { return };
     let result = match tunnel {
-        Some(upload) => tunnelled(&respond, upload, response, stalled).await,
+        Some(upload) => Box::pin(tunnelled(&respond, upload, response, stalled)).await,
         None => send(&respond, response, head_only, stalled).await,
     };
     log(peer, result);

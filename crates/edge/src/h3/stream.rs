@@ -108,14 +108,14 @@ pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, handshake: &Handshak
             return;
         }
         let again = Request::from_parts(parts, Body::Empty);
-        response = ask(worker, peer, again, &interims, &mut send).await;
+        response = Box::pin(ask(worker, peer, again, &interims, &mut send)).await;
     }
     // Those that came together with the response stand before it.
     interims.queue_all(&mut send);
     let result = match (response, tunnel) {
         // Everything behind the request was dropped, and so cancelled.
         (Err(error), _) => Err(error.into()),
-        (Ok(response), Some(recv)) => tunnelled(recv, send, response, timeouts.keep_alive).await,
+        (Ok(response), Some(recv)) => Box::pin(tunnelled(recv, send, response, timeouts.keep_alive)).await,
         (Ok(response), None) => respond(&mut send, response, head_only, timeouts.keep_alive).await,
     };
     log(peer, result);
