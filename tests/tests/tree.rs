@@ -62,7 +62,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("foregate-exchange", &[]),
     ("foregate-telemetry", &[]),
     ("foregate-http3", &["foregate-telemetry"]),
-    ("foregate-upstream", &["foregate-exchange", "foregate-routing", "foregate-telemetry"]),
+    ("foregate-upstream", &["foregate-exchange", "foregate-routing", "foregate-telemetry", "foregate-http3"]),
     (
         "foregate-health",
         &["foregate-exchange", "foregate-routing", "foregate-upstream", "foregate-telemetry"],

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::dial::{self, Resolver, Spoken};
 use crate::http1::Http1;
 use crate::http2::Http2;
+use crate::http3::{self, Http3};
 use crate::transport::{Protocol, Transport};
 
 /// Idle HTTP/1.1 connections kept for one endpoint; beyond it the one that has waited longest is closed.
@@ -24,6 +25,7 @@ const MAX_IDLE: usize = 256;
 pub struct Client {
     shelves: RefCell<HashMap<(u64, u64), Rc<Shelf>>>,
     resolver: Resolver,
+    sockets: http3::Sockets,
 }
 
 /// Connections to one endpoint over one transport.
@@ -33,6 +35,7 @@ pub(crate) struct Shelf {
     #[allow(clippy::vec_box, reason = "a connection is large and moves to and fro with every request")]
     pub(crate) http1: RefCell<Vec<Box<Http1>>>,
     pub(crate) http2: RefCell<Vec<Http2>>,
+    http3: RefCell<Vec<Http3>>,
     /// One dial at a time where the connection will be shared.
     dialing: tokio::sync::Mutex<()>,
     /// What ALPN chose last; until then connections are assumed to be shareable.
@@ -41,6 +44,12 @@ pub(crate) struct Shelf {
 }
 
 impl Shelf {
+    /// A shared connection that takes one more request. A transport speaks one version, so one list is empty.
+    fn open(&self) -> Option<LinkKind> {
+        let http2 = self.http2.borrow().iter().find_map(Http2::share).map(LinkKind::Http2);
+        http2.or_else(|| self.http3.borrow().iter().find_map(Http3::share).map(LinkKind::Http3))
+    }
+
     /// Takes a connection back for the next request.
     pub(crate) fn keep(&self, connection: Box<Http1>) {
         let mut idle = self.http1.borrow_mut();
@@ -89,6 +98,7 @@ pub struct Link {
 enum LinkKind {
     Http1(Box<Http1>),
     Http2(Http2),
+    Http3(Http3),
 }
 
 impl Client {
@@ -107,14 +117,14 @@ impl Client {
         match transport.protocol {
             Protocol::Http1 => self.connect_http1(shelf, endpoint, transport).await,
             Protocol::Auto if only_http1 => self.connect_http1(shelf, endpoint, transport).await,
-            Protocol::Auto | Protocol::H2 | Protocol::H2c => {
+            Protocol::Auto | Protocol::H2 | Protocol::H2c | Protocol::H3 => {
                 if upgrade {
                     return Err(Failure::because(
                         Kind::BadResponse,
                         "protocol upgrades need a pool that speaks HTTP/1.1",
                     ));
                 }
-                let connecting = self.connect_http2(shelf, endpoint, transport);
+                let connecting = self.connect_shared(shelf, endpoint, transport);
                 // Waiting for somebody else's dial is part of connecting.
                 match transport.connect_timeout {
                     None => connecting.await,
@@ -141,12 +151,15 @@ impl Client {
             if let Some(limit) = shelf.keep_alive {
                 shelf.http1.borrow_mut().retain(|connection| now.duration_since(connection.since()) < limit);
                 shelf.http2.borrow_mut().retain(|connection| !connection.is_idle_since(now, limit));
+                shelf.http3.borrow_mut().retain(|connection| !connection.is_idle_since(now, limit));
             }
             shelf.http2.borrow_mut().retain(|connection| !connection.is_closed());
+            shelf.http3.borrow_mut().retain(|connection| !connection.is_closed());
             // A shelf in use by a request is referenced; an empty one of a removed endpoint goes.
             Rc::strong_count(shelf) > 1
                 || !shelf.http1.borrow().is_empty()
                 || !shelf.http2.borrow().is_empty()
+                || !shelf.http3.borrow().is_empty()
         });
     }
 
@@ -177,30 +190,37 @@ impl Client {
         Ok(Link { kind: LinkKind::Http1(connection), reused: false, shelf })
     }
 
-    async fn connect_http2(
+    /// A connection that carries many requests at a time.
+    async fn connect_shared(
         &self,
         shelf: Rc<Shelf>,
         endpoint: &Endpoint,
         transport: &Transport,
     ) -> Result<Link, Failure> {
-        let open = |shelf: &Shelf| shelf.http2.borrow().iter().find_map(Http2::share);
-        if let Some(connection) = open(&shelf) {
-            return Ok(Link { kind: LinkKind::Http2(connection), reused: true, shelf });
+        if let Some(kind) = shelf.open() {
+            return Ok(Link { kind, reused: true, shelf });
         }
         let dialing = shelf.dialing.lock().await;
-        if let Some(connection) = open(&shelf) {
+        if let Some(kind) = shelf.open() {
             drop(dialing);
-            return Ok(Link { kind: LinkKind::Http2(connection), reused: true, shelf });
+            return Ok(Link { kind, reused: true, shelf });
         }
-        let (stream, spoken) = dial::dial(&self.resolver, &endpoint.address, transport, false).await?;
-        shelf.speaks.set(Some(spoken));
-        let kind = match spoken {
-            Spoken::Http1 => LinkKind::Http1(Http1::new(stream).await?),
-            Spoken::H2 => {
-                let connection = Http2::new(stream).await?;
-                let shared = connection.share();
-                shelf.http2.borrow_mut().push(connection);
-                LinkKind::Http2(shared.ok_or_else(|| Failure::new(Kind::Connect))?)
+        let kind = if transport.protocol == Protocol::H3 {
+            let connection = Http3::dial(&self.sockets, &self.resolver, &endpoint.address, transport).await?;
+            let shared = connection.share();
+            shelf.http3.borrow_mut().push(connection);
+            LinkKind::Http3(shared.ok_or_else(|| Failure::new(Kind::Connect))?)
+        } else {
+            let (stream, spoken) = dial::dial(&self.resolver, &endpoint.address, transport, false).await?;
+            shelf.speaks.set(Some(spoken));
+            match spoken {
+                Spoken::Http1 => LinkKind::Http1(Http1::new(stream).await?),
+                Spoken::H2 => {
+                    let connection = Http2::new(stream).await?;
+                    let shared = connection.share();
+                    shelf.http2.borrow_mut().push(connection);
+                    LinkKind::Http2(shared.ok_or_else(|| Failure::new(Kind::Connect))?)
+                }
             }
         };
         drop(dialing);
@@ -229,8 +249,9 @@ impl Link {
     ) -> Result<Response<Body>, SendError> {
         match self.kind {
             LinkKind::Http1(connection) => connection.send(outgoing, in_flight, self.shelf, interim).await,
-            // Boxed, so that a request over HTTP/1.1 does not take the room one over HTTP/2 would.
+            // Boxed, so that a request over HTTP/1.1 does not take the room one over the others would.
             LinkKind::Http2(connection) => Box::pin(connection.send(outgoing, in_flight)).await,
+            LinkKind::Http3(connection) => Box::pin(connection.send(outgoing, in_flight, interim)).await,
         }
     }
 }

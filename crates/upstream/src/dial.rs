@@ -25,7 +25,7 @@ pub(crate) enum Spoken {
 pub(crate) struct Resolver(std::cell::OnceCell<TokioResolver>);
 
 impl Resolver {
-    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Failure> {
+    pub(crate) async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Failure> {
         let resolver = match self.0.get() {
             Some(resolver) => resolver,
             None => {

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, DEFAULT_VERSIONS, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+
+use crate::http3;
 
 /// The HTTP version spoken to a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub enum Protocol {
     H2,
     /// HTTP/2 with prior knowledge, without TLS.
     H2c,
+    /// HTTP/3, over QUIC, which always has TLS.
+    H3,
     /// Over TLS, whichever of HTTP/2 and HTTP/1.1 the VM takes.
     Auto,
 }
@@ -28,7 +33,7 @@ pub enum Protocol {
 #[derive(Clone, Debug)]
 pub struct TransportSpec {
     pub protocol: Protocol,
-    /// Required by `H2` and `Auto`; with `Http1` it makes HTTPS.
+    /// Required by `H2`, `H3` and `Auto`; with `Http1` it makes HTTPS.
     pub tls: Option<TlsSpec>,
     /// `None` waits for as long as the system does.
     pub connect_timeout: Option<Duration>,
@@ -55,6 +60,8 @@ pub struct Transport {
     pub(crate) id: u64,
     pub(crate) protocol: Protocol,
     pub(crate) tls: Option<TransportTls>,
+    /// Only for HTTP/3.
+    pub(crate) quic: Option<quinn::ClientConfig>,
     server_name: Option<String>,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) keep_alive: Option<Duration>,
@@ -74,10 +81,15 @@ impl Transport {
             Some(tls) => Some(TransportTls::new(tls, spec.protocol)?),
             None => None,
         };
+        let quic = match &tls {
+            Some(tls) if spec.protocol == Protocol::H3 => Some(http3::client_config(tls.config.clone())?),
+            _ => None,
+        };
         Ok(Transport {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             protocol: spec.protocol,
             tls,
+            quic,
             server_name: spec.tls.and_then(|tls| tls.server_name),
             connect_timeout: spec.connect_timeout,
             keep_alive: spec.keep_alive,
@@ -110,8 +122,10 @@ impl fmt::Debug for Transport {
 impl TransportTls {
     fn new(spec: &TlsSpec, protocol: Protocol) -> Result<TransportTls, TransportError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
+        // RFC 9001, section 4.2: QUIC has no older version.
+        let versions = if protocol == Protocol::H3 { &[&TLS13][..] } else { DEFAULT_VERSIONS };
         let builder = ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .map_err(|error| TransportError::Tls(error.to_string()))?;
         let builder = if !spec.verify {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
@@ -136,6 +150,7 @@ impl TransportTls {
         };
         config.alpn_protocols = match protocol {
             Protocol::H2 => vec![b"h2".to_vec()],
+            Protocol::H3 => vec![b"h3".to_vec()],
             Protocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             Protocol::Http1 => vec![b"http/1.1".to_vec()],
             Protocol::H2c => Vec::new(),

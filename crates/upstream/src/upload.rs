@@ -11,18 +11,22 @@ use foregate_exchange::{Body, Failure};
 use http_body::{Frame, SizeHint};
 use tokio::time::Sleep;
 
+use crate::replay::Kept;
+
 /// How long a body waits for the VM's 100 (Continue) before it goes without (RFC 9110, section 10.1.1).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
-/// The body hyper sends. Its [`Progress`] outlives it.
+/// The body hyper or h3 sends. Its [`Progress`] outlives it.
 pub(crate) struct Upload {
     body: Body,
     progress: Option<Rc<Progress>>,
     /// Set while the body waits for permission.
     wait: Option<Pin<Box<Sleep>>>,
+    /// What has been sent, as long as the VM may say that it has not looked at it.
+    kept: Option<Kept>,
 }
 
-/// What became of a body, seen from outside hyper.
+/// What became of a body, seen from outside.
 #[derive(Default)]
 pub(crate) struct Progress {
     done: Cell<bool>,
@@ -80,16 +84,33 @@ impl Upload {
     /// `expects` holds the body back until [`Progress::allow`], or for a second.
     pub(crate) fn new(body: Body, expects: bool) -> (Upload, Option<Rc<Progress>>) {
         if http_body::Body::is_end_stream(&body) {
-            return (Upload { body, progress: None, wait: None }, None);
+            return (Upload { body, progress: None, wait: None, kept: None }, None);
         }
         let progress = Rc::new(Progress::default());
         let wait = expects.then(|| Box::pin(tokio::time::sleep(CONTINUE_WAIT)));
-        (Upload { body, progress: Some(progress.clone()), wait }, Some(progress))
+        (Upload { body, progress: Some(progress.clone()), wait, kept: None }, Some(progress))
     }
 
     /// The body back, where nothing of it was sent.
     pub(crate) fn into_body(self) -> Body {
         self.body
+    }
+
+    /// From now on what is sent is kept, if it is not too much, so that it can be sent again.
+    pub(crate) fn keep(&mut self) {
+        self.kept = Some(Kept::default());
+    }
+
+    /// The VM has taken the request.
+    pub(crate) fn forget(&mut self) {
+        self.kept = None;
+    }
+
+    /// The whole body, where it was kept and the client has not failed.
+    pub(crate) fn again(&mut self) -> Option<Body> {
+        let failed = self.progress.as_ref().is_some_and(|progress| progress.failure().is_some());
+        let kept = self.kept.take().filter(|_| !failed)?;
+        Some(kept.again(std::mem::take(&mut self.body)))
     }
 }
 
@@ -113,6 +134,14 @@ impl http_body::Body for Upload {
         let frame = Pin::new(&mut this.body).poll_frame(cx);
         progress.waits_for_client.set(frame.is_pending());
         progress.taken.set(progress.taken.get() + u64::from(frame.is_ready()));
+        let kept = match (&frame, &mut this.kept) {
+            (Poll::Ready(Some(Ok(frame))), Some(kept)) => kept.note(Some(frame)),
+            (Poll::Ready(None), Some(kept)) => kept.note(None),
+            _ => true,
+        };
+        if !kept {
+            this.kept = None;
+        }
         match &frame {
             Poll::Ready(None) => progress.finish(),
             Poll::Ready(Some(Err(failure))) => {
