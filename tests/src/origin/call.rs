@@ -1,6 +1,6 @@
 //! One request at an origin, in the hands of the closure that answers it.
 
-use std::{future::poll_fn, io, sync::Arc};
+use std::{future::poll_fn, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -12,7 +12,7 @@ use tokio_tungstenite::{
     tungstenite::{Message, handshake::derive_accept_key, protocol::Role},
 };
 
-use super::{Delivery, Handler, Recorded, Shared, serve::Tee};
+use super::{Delivery, Handler, Recorded, Shared, h3, serve::Tee};
 use crate::{
     client::Io,
     fields::Fields,
@@ -25,7 +25,7 @@ const KEPT: usize = 64 * 1024;
 
 type Halves = (Reader<Tee>, WriteHalf<Box<dyn Io>>);
 
-/// A request and the means to answer it, alike for HTTP/1.1 and HTTP/2.
+/// A request and the means to answer it, alike for every version.
 pub struct Call {
     /// The head, as recorded; the body is read with the methods.
     pub request: Recorded,
@@ -49,6 +49,7 @@ enum Side {
         respond: SendResponse<Bytes>,
         send: Option<SendStream<Bytes>>,
     },
+    Http3(Box<h3::Stream>),
     Gone,
 }
 
@@ -82,6 +83,10 @@ impl Call {
     ) -> Call {
         let complete = body.is_end_stream();
         Call::new(shared, request, Side::Http2 { body, respond, send: None }, complete)
+    }
+
+    pub(super) fn http3(shared: Arc<Shared>, request: Recorded, stream: h3::Stream) -> Call {
+        Call::new(shared, request, Side::Http3(Box::new(stream)), false)
     }
 
     fn new(shared: Arc<Shared>, request: Recorded, side: Side, complete: bool) -> Call {
@@ -130,6 +135,7 @@ impl Call {
                 reader.data(incoming).await.map(|p| (p, incoming.trailers.clone()))
             }
             Side::Http2 { body, .. } => http2_data(body).await,
+            Side::Http3(stream) => stream.data().await,
             Side::Gone => Err(wrong("the stream was given away".to_owned())),
         };
         match read {
@@ -174,6 +180,9 @@ impl Call {
             Side::Http2 { respond, .. } => {
                 let _ = respond.send_informational(head(status, fields));
             }
+            Side::Http3(stream) => {
+                let _ = stream.head(head(status, fields)).await;
+            }
             Side::Gone => {}
         }
     }
@@ -211,6 +220,9 @@ impl Call {
             Side::Http2 { respond, send, .. } => {
                 *send = respond.send_response(head(status, &fields), false).ok()
             }
+            Side::Http3(stream) => {
+                let _ = stream.head(head(status, &fields)).await;
+            }
             Side::Gone => {}
         }
     }
@@ -228,6 +240,7 @@ impl Call {
             Side::Http2 { send: Some(send), .. } => {
                 crate::client::send_h2(send, data).await.map_err(io::Error::other)
             }
+            Side::Http3(stream) => stream.write(data).await,
             _ => Err(wrong("no answer was begun".to_owned())),
         }
     }
@@ -254,6 +267,7 @@ impl Call {
                     send.send_trailers(trailers.to_map())
                 };
             }
+            Side::Http3(stream) => stream.finish(trailers).await,
             _ => {}
         }
     }
@@ -275,6 +289,17 @@ impl Call {
                 None => respond.send_reset(h2::Reason::INTERNAL_ERROR),
             }
         }
+        if let Side::Http3(stream) = &mut self.side {
+            stream.reset();
+        }
+        self.side = Side::Gone;
+    }
+
+    /// Says that nothing was done with the request, and that it may be sent again (HTTP/3).
+    pub fn reject(&mut self) {
+        if let Side::Http3(stream) = &mut self.side {
+            stream.reject();
+        }
         self.side = Side::Gone;
     }
 
@@ -287,6 +312,18 @@ impl Call {
                     Some(send) => poll_fn(|cx| send.poll_reset(cx)).await,
                     None => poll_fn(|cx| respond.poll_reset(cx)).await,
                 };
+            }
+            // The `h3` crate tells of it only to those who write.
+            Side::Http3(stream) => {
+                let begun = self.state == State::Started;
+                while match begun {
+                    true => stream.write(Bytes::from_static(b".")).await,
+                    false => stream.head(head(103, &Fields::new())).await,
+                }
+                .is_ok()
+                {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
             }
             Side::Gone => {}
         }

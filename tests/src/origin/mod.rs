@@ -1,6 +1,7 @@
 //! Origins: what stands in for VMs. Each records what arrives and answers from closures.
 
 mod call;
+mod h3;
 mod raw;
 mod serve;
 
@@ -15,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
 pub use self::call::Call;
 pub use self::raw::{Raw, raw};
@@ -43,6 +44,7 @@ pub struct Recorded {
     /// Which of the connections to this VM it came on, counted from 0.
     pub connection: usize,
     pub http2: bool,
+    pub http3: bool,
     pub method: String,
     /// The bytes of the target (`:path` for HTTP/2).
     pub target: String,
@@ -72,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) faults: Mutex<Vec<String>>,
     pub(crate) accepted: AtomicUsize,
     pub(crate) open: Arc<AtomicUsize>,
+    /// Changes when the connections are to end in good order.
+    pub(crate) goodbye: watch::Sender<()>,
 }
 
 /// Begins an ordinary HTTP/1.1 origin that answers 200 with its name.
@@ -81,6 +85,7 @@ pub fn origin() -> Builder {
 
 enum Place {
     Tcp,
+    Quic,
     Unix(PathBuf),
 }
 
@@ -106,6 +111,13 @@ impl Builder {
     pub fn http2(mut self) -> Builder {
         self.http2 = true;
         self
+    }
+
+    /// HTTP/3, with a certificate of the test authority; `client_auth` as for `tls`.
+    #[must_use]
+    pub fn http3(mut self, name: &str, client_auth: bool) -> Builder {
+        self.place = Place::Quic;
+        self.tls(name, client_auth)
     }
 
     /// TLS with a certificate of the test authority; with `client_auth` clients must show one too.
@@ -143,15 +155,24 @@ impl Builder {
             faults: Mutex::default(),
             accepted: AtomicUsize::new(0),
             open: Arc::default(),
+            goodbye: watch::Sender::new(()),
         });
         let (place, lease) = match self.place {
             Place::Tcp => {
                 let lease = lease();
                 (serve::Place::Tcp(lease.port), Some(lease))
             }
+            Place::Quic => {
+                let lease = lease();
+                (serve::Place::Quic(lease.port), Some(lease))
+            }
             Place::Unix(path) => (serve::Place::Unix(path), None),
         };
-        let alpn: &[&[u8]] = if self.http2 { &[b"h2"] } else { &[b"http/1.1"] };
+        let alpn: &[&[u8]] = match (&place, self.http2) {
+            (serve::Place::Quic(_), _) => &[b"h3"],
+            (_, true) => &[b"h2"],
+            (_, false) => &[b"http/1.1"],
+        };
         let tls = self.tls.map(|(name, auth)| Arc::new(Authority::shared().server(&[&name], alpn, auth)));
         let mut vm = Origin { shared, place, tls, lease, task: None };
         vm.up().await;
@@ -172,13 +193,13 @@ impl Origin {
     /// What a configuration writes to reach it: `127.0.0.1:1234`, or with a scheme.
     pub fn address(&self) -> String {
         match &self.place {
-            serve::Place::Tcp(port) => format!("127.0.0.1:{port}"),
+            serve::Place::Tcp(port) | serve::Place::Quic(port) => format!("127.0.0.1:{port}"),
             serve::Place::Unix(path) => format!("unix:{}", path.display()),
         }
     }
 
     pub fn port(&self) -> u16 {
-        self.lease.as_ref().expect("a TCP origin").port
+        self.lease.as_ref().expect("an origin with a port").port
     }
 
     pub fn name(&self) -> &str {
@@ -236,9 +257,19 @@ impl Origin {
         }
     }
 
+    /// Ends the connections there are in good order, as a VM that is about to stop (HTTP/3).
+    pub fn goodbye(&self) {
+        self.shared.goodbye.send_replace(());
+    }
+
     /// Listens (again) at the same address.
     pub async fn up(&mut self) {
         assert!(self.task.is_none(), "{} is up already", self.shared.name);
+        if let serve::Place::Quic(port) = self.place {
+            let endpoint = h3::bind(port, self.tls.clone().expect("QUIC has TLS")).await;
+            self.task = Some(tokio::spawn(h3::accept(endpoint, self.shared.clone())));
+            return;
+        }
         let listener = self.place.bind().await;
         self.task = Some(tokio::spawn(serve::accept(listener, self.tls.clone(), self.shared.clone())));
     }

@@ -32,6 +32,8 @@ const KEPT: usize = 256 * 1024;
 #[derive(Clone)]
 pub(super) enum Place {
     Tcp(u16),
+    /// UDP, for HTTP/3, which has a listener of its own.
+    Quic(u16),
     Unix(PathBuf),
 }
 
@@ -51,6 +53,7 @@ impl Place {
                 })
                 .await,
             ),
+            Place::Quic(_) => panic!("not a stream socket"),
             Place::Unix(path) => {
                 let _ = std::fs::remove_file(path);
                 Listener::Unix(UnixListener::bind(path).unwrap())
@@ -151,7 +154,7 @@ async fn http2(io: Box<dyn Io>, number: usize, shared: &Arc<Shared>) {
     }
 }
 
-fn recorded(
+pub(super) fn recorded(
     connection: usize,
     http2: bool,
     method: String,
@@ -162,6 +165,7 @@ fn recorded(
     Recorded {
         connection,
         http2,
+        http3: false,
         method,
         target,
         host,
@@ -175,10 +179,10 @@ fn recorded(
 }
 
 /// Counts a connection as open for as long as it lives, however it ends.
-struct Open(Arc<AtomicUsize>);
+pub(super) struct Open(Arc<AtomicUsize>);
 
 impl Open {
-    fn new(count: &Arc<AtomicUsize>) -> Open {
+    pub(super) fn new(count: &Arc<AtomicUsize>) -> Open {
         count.fetch_add(1, Ordering::SeqCst);
         Open(count.clone())
     }
