@@ -237,12 +237,13 @@ fn is_new(backend: &Backend, others: &[Backend], problems: &Problems) -> bool {
 }
 
 fn read_protocol(value: &Value<'_>) -> Option<Placed<Protocol>> {
-    if value.is_word("h3") {
-        value.problem(Problem::not_yet(value.place(), "protocol = \"h3\""));
-        return None;
-    }
-    let words =
-        [("http1", Protocol::Http1), ("h2", Protocol::H2), ("h2c", Protocol::H2c), ("auto", Protocol::Auto)];
+    let words = [
+        ("http1", Protocol::Http1),
+        ("h2", Protocol::H2),
+        ("h2c", Protocol::H2c),
+        ("h3", Protocol::H3),
+        ("auto", Protocol::Auto),
+    ];
     Some(Placed::new(value.one_of(&words)?, value.place()))
 }
 

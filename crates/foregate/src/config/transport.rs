@@ -98,6 +98,12 @@ impl Layer for TimeoutsLayer {
 pub(super) fn compile(pool: &PoolDraft, layer: &PoolLayer, problems: &Problems) -> Option<Transport> {
     let scheme = common_scheme(pool, problems)?;
     let (protocol, encrypted) = protocol(pool, layer, scheme, problems)?;
+    let socket = pool.backends.iter().find(|backend| matches!(backend.address(), Address::Unix(_)));
+    if let (Protocol::H3, Some(socket)) = (protocol, socket) {
+        let problem = Problem::error(socket.location.place, "HTTP/3 is not spoken over a unix socket");
+        problems.push(problem.help("write \"host:port\", or another `protocol`"));
+        return None;
+    }
     let tls = if encrypted { Some(tls_spec(pool, layer, problems)?) } else { None };
     let (connect_timeout, keep_alive) = match layer.timeouts.as_ref() {
         Said::Nothing => (Some(CONNECT), Some(KEEP_ALIVE)),
@@ -153,12 +159,13 @@ fn protocol(
     let fits = |scheme: Scheme, protocol: Protocol| match scheme {
         Scheme::Http => matches!(protocol, Protocol::Http1 | Protocol::H2c),
         Scheme::H2c => protocol == Protocol::H2c,
+        Scheme::H3 => protocol == Protocol::H3,
         Scheme::Https => protocol != Protocol::H2c,
     };
     let (protocol, encrypted) = match &scheme {
         None => {
             let protocol = word.map_or(Protocol::Http1, |word| word.value);
-            let implied = matches!(protocol, Protocol::H2 | Protocol::Auto);
+            let implied = matches!(protocol, Protocol::H2 | Protocol::H3 | Protocol::Auto);
             let written = matches!(layer.tls, Said::Value(_)) && protocol != Protocol::H2c;
             (protocol, implied || written)
         }
@@ -167,7 +174,7 @@ fn protocol(
                 let message = format!("this protocol is not spoken over `{}`", scheme.value);
                 let problem = Problem::error(word.place, message).other(scheme.place, "by this address");
                 problems.push(problem.help(
-                    "\"h2\" and \"auto\" need `https://`, \"h2c\" needs `h2c://`; or leave the scheme out",
+                    "\"h2\" and \"auto\" need `https://`, \"h2c\" needs `h2c://`, \"h3\" needs `h3://` or `https://`; or leave the scheme out",
                 ));
                 return None;
             }
@@ -175,9 +182,10 @@ fn protocol(
             let default = match scheme.value {
                 Scheme::Http => Protocol::Http1,
                 Scheme::H2c => Protocol::H2c,
+                Scheme::H3 => Protocol::H3,
                 Scheme::Https => Protocol::Auto,
             };
-            (word.unwrap_or(default), scheme.value == Scheme::Https)
+            (word.unwrap_or(default), matches!(scheme.value, Scheme::Https | Scheme::H3))
         }
     };
     let contradiction = match &pool.layer.tls {

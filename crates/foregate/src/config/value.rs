@@ -124,6 +124,7 @@ pub(super) enum Scheme {
     Http,
     Https,
     H2c,
+    H3,
 }
 
 impl fmt::Display for Scheme {
@@ -132,6 +133,7 @@ impl fmt::Display for Scheme {
             Scheme::Http => "http://",
             Scheme::Https => "https://",
             Scheme::H2c => "h2c://",
+            Scheme::H3 => "h3://",
         })
     }
 }
@@ -144,7 +146,7 @@ pub(super) struct Location {
     pub(super) address: Address,
 }
 
-const ADDRESS_SHAPE: &str = "write \"host:port\", \"http://host:port\", \"https://host:port\", \"h2c://host:port\" or \"unix:/run/app.sock\"";
+const ADDRESS_SHAPE: &str = "write \"host:port\", \"http://host:port\", \"https://host:port\", \"h2c://host:port\", \"h3://host:port\" or \"unix:/run/app.sock\"";
 
 /// Whether a text that may be the name of a pool is meant as an address.
 pub(super) fn looks_like_location(text: &str) -> bool {
@@ -167,7 +169,7 @@ pub(super) fn location(text: &str) -> Result<Location, Misfit> {
         Some(("http", rest)) => (Some(Scheme::Http), rest),
         Some(("https", rest)) => (Some(Scheme::Https), rest),
         Some(("h2c", rest)) => (Some(Scheme::H2c), rest),
-        Some(("h3", _)) => return Err(Misfit::new("HTTP/3 towards VMs (`h3://`) is not supported yet")),
+        Some(("h3", rest)) => (Some(Scheme::H3), rest),
         Some(("h2", _)) => {
             return Err(Misfit::new(format!("\"{text}\" has no known scheme"))
                 .help("HTTP/2 with TLS is `https://` with `protocol = \"h2\"`; without TLS it is `h2c://`"));
@@ -185,7 +187,7 @@ pub(super) fn location(text: &str) -> Result<Location, Misfit> {
     }
     let default_port = match scheme {
         None => None,
-        Some(Scheme::Https) => Some(443),
+        Some(Scheme::Https | Scheme::H3) => Some(443),
         Some(Scheme::Http | Scheme::H2c) => Some(80),
     };
     let address = endpoint(text, authority, default_port)?;
@@ -292,6 +294,7 @@ mod tests {
         assert_eq!(parsed("http://10.0.0.5/"), (Some(Scheme::Http), "10.0.0.5:80".to_owned()));
         assert_eq!(parsed("https://vm.lan"), (Some(Scheme::Https), "vm.lan:443".to_owned()));
         assert_eq!(parsed("https://[fd00::5]"), (Some(Scheme::Https), "[fd00::5]:443".to_owned()));
+        assert_eq!(parsed("h3://vm.lan"), (Some(Scheme::H3), "vm.lan:443".to_owned()));
         assert_eq!(parsed("h2c://vm.lan:50051"), (Some(Scheme::H2c), "vm.lan:50051".to_owned()));
         assert_eq!(parsed("unix:/run/app.sock"), (None, "unix:/run/app.sock".to_owned()));
         assert_eq!(parsed("unix:///run/app.sock"), (None, "unix:/run/app.sock".to_owned()));
@@ -308,7 +311,6 @@ mod tests {
             ("http://vm/app", "\"http://vm/app\" has a path, and an address has none"),
             ("http://me@vm", "\"http://me@vm\" carries credentials"),
             ("ftp://vm", "\"ftp://vm\" has no known scheme"),
-            ("h3://vm", "HTTP/3 towards VMs (`h3://`) is not supported yet"),
             ("unix:app.sock", "\"unix:app.sock\" names no socket"),
             ("a b:80", "\"a b\" is neither an address nor a host name"),
         ] {

@@ -227,7 +227,6 @@ health = { grpc = {} }
             "20:9 `sites.shop.tls.client_ca` is not supported yet",
             "21:37 `sites.shop.routes[0].when.client_cert` is not supported yet",
             "21:59 `sites.shop.routes[0].queue_priority` is not supported yet",
-            "23:13 HTTP/3 towards VMs (`h3://`) is not supported yet",
             "23:61 `pools.shop.backends[1].max_requests` is not supported yet",
             "24:1 `pools.shop.send_proxy` is not supported yet",
             "25:1 `pools.shop.retry` is not supported yet",
