@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::advertise::{self, Advertising};
 use crate::diagnostics::Diagnostics;
 use crate::drain::Phase;
 use crate::limit::{Connections, Full};
@@ -81,7 +82,8 @@ impl Gateway {
         let (stop, stopping) = watch::channel(None);
         let mut threads = Vec::with_capacity(workers);
         let (report, reports) = std::sync::mpsc::channel();
-        let shared = Shared { live: live.clone(), connections, keys, diagnostics };
+        let advertising = Arc::new(Advertising::new(&settings));
+        let shared = Shared { live: live.clone(), connections, advertising, keys, diagnostics };
         for (number, sockets) in (0..group.workers()).zip(sockets) {
             let (shared, stopping, report) = (shared.clone(), stopping.clone(), report.clone());
             let thread = std::thread::Builder::new()
@@ -99,6 +101,8 @@ impl Gateway {
                 Err(_) => return Err(StartError::Worker("it stopped while starting".to_owned())),
             }
         }
+        advertise::probe(live.clone(), &shared.advertising, stopping)
+            .map_err(|error| StartError::Worker(error.to_string()))?;
         Ok(Gateway { listeners: listening, stop, threads, live, _held: held })
     }
 
@@ -156,6 +160,7 @@ type Report = std::sync::mpsc::Sender<Result<(), String>>;
 struct Shared {
     live: Publisher<Live>,
     connections: Arc<Connections>,
+    advertising: Arc<Advertising>,
     keys: Keys,
     diagnostics: Diagnostics,
 }
@@ -177,8 +182,8 @@ fn run(
         }
     };
     runtime.block_on(async {
-        let Shared { live, connections, keys, diagnostics } = shared;
-        let worker = match Worker::new(&live, connections, diagnostics) {
+        let Shared { live, connections, advertising, keys, diagnostics } = shared;
+        let worker = match Worker::new(&live, connections, advertising, diagnostics) {
             Ok(worker) => worker,
             Err(error) => {
                 _ = report.send(Err(error.to_string()));

@@ -5,6 +5,7 @@
 //! `proxy` has it answered.
 
 mod accept;
+mod advertise;
 mod answer;
 mod diagnostics;
 mod drain;

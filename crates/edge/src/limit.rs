@@ -70,7 +70,7 @@ impl Drop for Permit {
 }
 
 /// One client is one IPv4 address or one IPv6 /64, which is what one household has.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
         address @ IpAddr::V4(_) => address,

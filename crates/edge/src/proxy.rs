@@ -345,10 +345,8 @@ fn decorated(
         if let Some(hsts) = &site.hsts {
             headers.insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
-        if let (true, true, Some(alt_svc)) =
-            (site.http3, version != Version::HTTP_3, live.alt_svc(peer.local.port()))
-        {
-            headers.insert(ALT_SVC, alt_svc.clone());
+        if let (true, true, Some(alt_svc)) = (site.http3, version != Version::HTTP_3, live.alt_svc(peer)) {
+            headers.insert(ALT_SVC, alt_svc);
         }
     }
     let edits = policy.map_or(&site.response_headers, |policy| &policy.response_headers);

@@ -45,6 +45,12 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Whether there is HTTP/3 at all.
+    #[must_use]
+    pub fn serves_http3(&self) -> bool {
+        self.http3.enabled && !self.https.is_empty()
+    }
+
     /// Whether a peer at this address may speak for others.
     #[must_use]
     pub fn trusts(&self, peer: IpAddr) -> bool {
@@ -108,7 +114,7 @@ impl Default for Limits {
 pub struct Http3 {
     pub enabled: bool,
     /// Whether answers over HTTP/1.1 and HTTP/2 advertise HTTP/3.
-    pub alt_svc: bool,
+    pub alt_svc: AltSvc,
     /// How long browsers may remember the advertisement.
     pub alt_svc_max_age: Duration,
     /// The port to advertise where a NAT maps another one than we listen on.
@@ -121,13 +127,22 @@ impl Default for Http3 {
     fn default() -> Http3 {
         Http3 {
             enabled: true,
-            alt_svc: true,
+            alt_svc: AltSvc::Auto,
             alt_svc_max_age: Duration::from_secs(3600),
             alt_svc_port: None,
             address_validation: AddressValidation::Auto,
             congestion: Congestion::Cubic,
         }
     }
+}
+
+/// When HTTP/3 is advertised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AltSvc {
+    /// While the gateway's own probe is answered, and clients come.
+    Auto,
+    Always,
+    Never,
 }
 
 /// When a QUIC client must prove its address with a Retry round trip (RFC 9000, section 8.1.2).

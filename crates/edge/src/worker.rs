@@ -12,9 +12,12 @@ use foregate_upstream::Client;
 use http::HeaderValue;
 
 use crate::Live;
+use crate::advertise::{Advertising, Saying};
 use crate::diagnostics::Diagnostics;
 use crate::drain::Drain;
 use crate::limit::Connections;
+use crate::peer::Peer;
+use crate::settings::AltSvc;
 use crate::tls::TlsServer;
 
 /// What strangers can make a worker write to its log.
@@ -25,6 +28,7 @@ pub(crate) struct Worker {
     pub(crate) client: Client,
     pub(crate) drain: Drain,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) advertising: Arc<Advertising>,
     pub(crate) diagnostics: Diagnostics,
     reader: RefCell<Reader<Live>>,
     prepared: RefCell<Rc<Prepared>>,
@@ -41,8 +45,9 @@ pub(crate) struct Worker {
 pub(crate) struct Prepared {
     live: Held<Live>,
     pub(crate) tls: TlsServer,
-    /// The advertisement of HTTP/3 for each HTTPS port.
+    /// The advertisement of HTTP/3 for each HTTPS port, where it may be made.
     alt_svc: Vec<(u16, HeaderValue)>,
+    advertising: Arc<Advertising>,
 }
 
 impl Deref for Prepared {
@@ -54,10 +59,14 @@ impl Deref for Prepared {
 }
 
 impl Prepared {
-    fn new(live: &Held<Live>, diagnostics: &Diagnostics) -> Result<Prepared, rustls::Error> {
+    fn new(
+        live: &Held<Live>,
+        advertising: &Arc<Advertising>,
+        diagnostics: &Diagnostics,
+    ) -> Result<Prepared, rustls::Error> {
         let http3 = &live.settings.http3;
         let mut alt_svc = Vec::new();
-        if http3.enabled && http3.alt_svc {
+        if http3.enabled && http3.alt_svc != AltSvc::Never {
             for port in &live.settings.https {
                 let advertised = http3.alt_svc_port.unwrap_or(*port);
                 let text = format!("h3=\":{advertised}\"; ma={}", http3.alt_svc_max_age.as_secs());
@@ -71,12 +80,21 @@ impl Prepared {
             live: live.clone(),
             tls: TlsServer::new(&live.certificates, early_data, diagnostics.keys.as_ref())?,
             alt_svc,
+            advertising: advertising.clone(),
         })
     }
 
-    /// What to advertise on a connection to this port.
-    pub(crate) fn alt_svc(&self, port: u16) -> Option<&HeaderValue> {
-        self.alt_svc.iter().find(|(of, _)| *of == port).map(|(_, value)| value)
+    /// What this client is told of HTTP/3.
+    pub(crate) fn alt_svc(&self, peer: &Peer) -> Option<HeaderValue> {
+        let (_, value) = self.alt_svc.iter().find(|(port, _)| *port == peer.local.port())?;
+        match self.advertising.saying() {
+            Saying::Nothing => None,
+            Saying::Clear => Some(HeaderValue::from_static("clear")),
+            Saying::Come => {
+                self.advertising.tell(peer.address.ip());
+                Some(value.clone())
+            }
+        }
     }
 }
 
@@ -84,15 +102,17 @@ impl Worker {
     pub(crate) fn new(
         live: &Publisher<Live>,
         connections: Arc<Connections>,
+        advertising: Arc<Advertising>,
         diagnostics: Diagnostics,
     ) -> Result<Rc<Worker>, rustls::Error> {
         let mut reader = live.reader();
-        let prepared = Rc::new(Prepared::new(reader.current(), &diagnostics)?);
+        let prepared = Rc::new(Prepared::new(reader.current(), &advertising, &diagnostics)?);
         Ok(Rc::new(Worker {
             said: Cell::new((0, 0)),
             client: Client::default(),
             drain: Drain::new(),
             connections,
+            advertising,
             diagnostics,
             reader: RefCell::new(reader),
             prepared: RefCell::new(prepared),
@@ -109,7 +129,7 @@ impl Worker {
         let live = reader.current();
         let mut prepared = self.prepared.borrow_mut();
         if !Rc::ptr_eq(live, &prepared.live) {
-            match Prepared::new(live, &self.diagnostics) {
+            match Prepared::new(live, &self.advertising, &self.diagnostics) {
                 Ok(next) => *prepared = Rc::new(next),
                 // The provider refused its own defaults; what worked before goes on.
                 Err(error) => tracing::error!(%error, "the new TLS configuration cannot be used"),

@@ -9,7 +9,9 @@ use std::time::Duration;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, DEFAULT_VERSIONS, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DEFAULT_VERSIONS, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
@@ -76,9 +78,8 @@ impl Transport {
     /// # Errors
     /// A file that cannot be used, or a server name that is none.
     pub fn new(spec: TransportSpec) -> Result<Transport, TransportError> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         let tls = match &spec.tls {
-            Some(tls) => Some(TransportTls::new(tls, spec.protocol)?),
+            Some(tls) => Some(TransportTls::new(tls, spec.protocol, None)?),
             None => None,
         };
         let quic = match &tls {
@@ -86,7 +87,7 @@ impl Transport {
             _ => None,
         };
         Ok(Transport {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            id: Transport::next_id(),
             protocol: spec.protocol,
             tls,
             quic,
@@ -94,6 +95,34 @@ impl Transport {
             connect_timeout: spec.connect_timeout,
             keep_alive: spec.keep_alive,
         })
+    }
+
+    /// HTTP/3 to a server that shows exactly this certificate, whoever issued it.
+    ///
+    /// # Errors
+    /// The name cannot be asked for.
+    pub fn pinned(
+        server_name: &str,
+        certificate: CertificateDer<'static>,
+        connect_timeout: Duration,
+    ) -> Result<Transport, TransportError> {
+        let spec =
+            TlsSpec { ca: None, server_name: Some(server_name.to_owned()), identity: None, verify: true };
+        let tls = TransportTls::new(&spec, Protocol::H3, Some(certificate))?;
+        Ok(Transport {
+            id: Transport::next_id(),
+            protocol: Protocol::H3,
+            quic: Some(http3::client_config(tls.config.clone())?),
+            tls: Some(tls),
+            server_name: spec.server_name,
+            connect_timeout: Some(connect_timeout),
+            keep_alive: None,
+        })
+    }
+
+    fn next_id() -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The name asked for in the TLS handshake, where the configuration gives one.
@@ -120,15 +149,21 @@ impl fmt::Debug for Transport {
 }
 
 impl TransportTls {
-    fn new(spec: &TlsSpec, protocol: Protocol) -> Result<TransportTls, TransportError> {
+    /// With `pinned` that certificate is accepted, and no other.
+    fn new(
+        spec: &TlsSpec,
+        protocol: Protocol,
+        pinned: Option<CertificateDer<'static>>,
+    ) -> Result<TransportTls, TransportError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         // RFC 9001, section 4.2: QUIC has no older version.
         let versions = if protocol == Protocol::H3 { &[&TLS13][..] } else { DEFAULT_VERSIONS };
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
             .map_err(|error| TransportError::Tls(error.to_string()))?;
-        let builder = if !spec.verify {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
+        let builder = if pinned.is_some() || !spec.verify {
+            let verifier = WithoutAuthority { provider, only: pinned };
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
         } else if let Some(ca) = &spec.ca {
             builder.with_root_certificates(roots(ca)?)
         } else {
@@ -213,20 +248,27 @@ impl TransportError {
     }
 }
 
-/// `verify = false`: the operator's explicit choice, which `check` warns of.
+/// Asks no authority. Without a certificate of its own it accepts any: `verify = false`, the operator's explicit
+/// choice, which `check` warns of.
 #[derive(Debug)]
-struct AcceptAny(Arc<CryptoProvider>);
+struct WithoutAuthority {
+    provider: Arc<CryptoProvider>,
+    only: Option<CertificateDer<'static>>,
+}
 
-impl ServerCertVerifier for AcceptAny {
+impl ServerCertVerifier for WithoutAuthority {
     fn verify_server_cert(
         &self,
-        _end_entity: &CertificateDer<'_>,
+        end_entity: &CertificateDer<'_>,
         _intermediates: &[CertificateDer<'_>],
         _server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        match &self.only {
+            Some(only) if only != end_entity => Err(CertificateError::ApplicationVerificationFailure.into()),
+            _ => Ok(ServerCertVerified::assertion()),
+        }
     }
 
     fn verify_tls12_signature(
@@ -235,7 +277,7 @@ impl ServerCertVerifier for AcceptAny {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -244,10 +286,10 @@ impl ServerCertVerifier for AcceptAny {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -224,5 +224,6 @@ async fn handshake(
     let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
     let tls = Some(TlsPeer { sni, certificate, floor });
     let peer = Rc::new(Peer { address, local, tls, _permit: permit });
+    worker.advertising.came(&peer);
     h3::serve(worker, peer, connection, handshake).await;
 }

@@ -63,6 +63,11 @@ impl Certificate {
         leaf.verify_is_valid_for_subject_name(&name).is_ok()
     }
 
+    /// The server's own certificate, the first of the chain.
+    pub(crate) fn end_entity(&self) -> Option<&CertificateDer<'static>> {
+        self.key.cert.first()
+    }
+
     pub(crate) fn certified_key(&self) -> &Arc<CertifiedKey> {
         &self.key
     }

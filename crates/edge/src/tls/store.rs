@@ -58,6 +58,18 @@ impl CertificateStore {
             .or_else(|| host.split_once('.').and_then(|(_, parent)| self.wildcard.get(parent)))
     }
 
+    /// A name a client may ask for, and the certificate it is shown then.
+    pub(crate) fn any(&self) -> Option<(String, &Arc<Certificate>)> {
+        let exact =
+            self.exact.iter().min_by_key(|(host, _)| *host).map(|(host, found)| (host.to_string(), found));
+        let wildcard = || {
+            let found = self.wildcard.iter().min_by_key(|(parent, _)| *parent);
+            found.map(|(parent, found)| (format!("www.{parent}"), found))
+        };
+        let default = || self.default.as_ref().map(|found| ("localhost".to_owned(), found));
+        exact.or_else(wildcard).or_else(default)
+    }
+
     /// The certificate a client with this SNI is shown; `None` refuses the handshake.
     #[must_use]
     pub(crate) fn present(&self, sni: Option<&str>) -> Option<&Arc<Certificate>> {

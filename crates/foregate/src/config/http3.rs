@@ -1,17 +1,17 @@
 //! `[http3]`: HTTP/3 and how it is advertised.
 
-use foregate_edge::settings::{AddressValidation, Congestion, Http3};
+use foregate_edge::settings::{AddressValidation, AltSvc, Congestion, Http3};
 
 use super::decode::{Table, Value};
-use super::diagnostic::Problem;
 
 pub(super) fn read(table: Table<'_>) -> Http3 {
     let mut http3 = Http3::default();
     if let Some(enabled) = table.read("enabled", Value::bool) {
         http3.enabled = enabled;
     }
-    if let Some(always) = table.read("alt_svc", advertise) {
-        http3.alt_svc = always;
+    let words = [("auto", AltSvc::Auto), ("always", AltSvc::Always), ("never", AltSvc::Never)];
+    if let Some(word) = table.read("alt_svc", |value| value.one_of(&words)) {
+        http3.alt_svc = word;
     }
     if let Some(age) = table.read("alt_svc_max_age", Value::duration_or_zero) {
         http3.alt_svc_max_age = age;
@@ -33,14 +33,4 @@ pub(super) fn read(table: Table<'_>) -> Http3 {
     }
     table.finish();
     http3
-}
-
-fn advertise(value: &Value<'_>) -> Option<bool> {
-    if value.is_word("auto") {
-        let problem =
-            Problem::error(value.place(), format!("`{} = \"auto\"` is not supported yet", value.name()));
-        value.problem(problem.help("write \"always\", which is what an absent line means, or \"never\""));
-        return None;
-    }
-    value.one_of(&[("always", true), ("never", false)])
 }

@@ -218,7 +218,6 @@ health = { grpc = {} }
         [
             "1:2 `admin` is not supported yet",
             "3:2 `metrics` is not supported yet",
-            "8:11 `http3.alt_svc = \"auto\"` is not supported yet",
             "9:6 `tls.acme` is not supported yet",
             "11:2 `filters` is not supported yet",
             "13:2 `forwards` is not supported yet",

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use foregate_edge::settings::AltSvc;
 use foregate_routing::{HeaderEdit, Probe, Respond, Rewrite, TlsVersion, UpstreamHost};
 
 use super::*;
@@ -46,7 +47,7 @@ http3 = { alt_svc = "never", alt_svc_max_age = "1d", alt_svc_port = 443, address
     assert_eq!(settings.timeouts.drain, Duration::from_secs(60));
     assert_eq!((settings.limits.connections, settings.limits.connections_per_ip), (Some(1000), Some(10)));
     assert_eq!(settings.limits.request_head, 65_536);
-    assert!(!settings.http3.alt_svc);
+    assert_eq!(settings.http3.alt_svc, AltSvc::Never);
     assert_eq!(settings.http3.alt_svc_max_age, Duration::from_secs(86_400));
     assert_eq!(settings.http3.alt_svc_port, Some(443));
 }

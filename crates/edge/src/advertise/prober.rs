@@ -1,0 +1,215 @@
+//! The prober: one thread of the process that asks its own HTTP/3 whether it is there.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use foregate_exchange::{Body, Failure, Kind};
+use foregate_routing::{Address, Endpoint, InFlight, Publisher};
+use foregate_upstream::{Client, Outgoing, Transport};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::watch;
+
+use super::Advertising;
+use super::judge::{Change, Judge, MANY, Seen};
+use crate::Live;
+use crate::settings::AltSvc;
+
+/// How long one question may take. It goes to this machine, or to the router before it and back.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long the start waits for the first finding, so that the first answers carry the advertisement. What is
+/// there answers within milliseconds.
+const FIRST: Duration = Duration::from_millis(500);
+/// A host nobody has (RFC 6761): the gateway answers itself, and no VM is asked.
+const NOBODY: &str = "foregate.invalid";
+
+/// Begins to probe where the configuration says "auto", until `stopping` says so. Returns when the first probe
+/// has found something, or after a moment.
+///
+/// # Errors
+/// The thread cannot be started.
+pub(crate) fn probe(
+    live: Publisher<Live>,
+    advertising: &Arc<Advertising>,
+    stopping: watch::Receiver<Option<Duration>>,
+) -> io::Result<()> {
+    let settings = live.load().settings.clone();
+    if settings.http3.alt_svc != AltSvc::Auto || !settings.serves_http3() {
+        return Ok(());
+    }
+    let (first, found) = std::sync::mpsc::channel();
+    let judge = Judge::new(settings.http3.alt_svc_max_age);
+    let advertising = advertising.clone();
+    std::thread::Builder::new().name("alt-svc".to_owned()).spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        match runtime {
+            Ok(runtime) => runtime.block_on(run(&live, &advertising, judge, stopping, first)),
+            Err(error) => {
+                tracing::error!(%error, "the HTTP/3 probe cannot start, and HTTP/3 is not advertised")
+            }
+        }
+    })?;
+    _ = found.recv_timeout(FIRST);
+    Ok(())
+}
+
+async fn run(
+    live: &Publisher<Live>,
+    advertising: &Advertising,
+    mut judge: Judge,
+    mut stopping: watch::Receiver<Option<Duration>>,
+    first: std::sync::mpsc::Sender<()>,
+) {
+    let mut first = Some(first);
+    loop {
+        let current = live.load();
+        let found = tokio::select! {
+            found = examine(&current) => found,
+            _ = stopping.wait_for(Option::is_some) => return,
+        };
+        drop(current);
+        let told = advertising.told.count();
+        let seen = Seen { answered: found.is_ok(), told, came: advertising.came.load(Ordering::Relaxed) };
+        let now = Instant::now();
+        let change = judge.judge(now, seen);
+        advertising.say(judge.saying(now));
+        match (change, &found) {
+            (Some(Change::Begins), _) => {
+                tracing::info!("HTTP/3 is advertised by Alt-Svc: the probe was answered")
+            }
+            (Some(Change::NeverBegan), Err(silence)) => {
+                tracing::warn!(reason = %silence, "HTTP/3 is not advertised")
+            }
+            (Some(Change::Fails), Err(silence)) => {
+                tracing::warn!(reason = %silence, "HTTP/3 is no longer advertised; clients are told Alt-Svc: clear");
+            }
+            (Some(Change::NobodyComes), _) => {
+                tracing::warn!(
+                    told,
+                    "HTTP/3 is no longer advertised: none of at least {MANY} clients ever came over it; does a \
+                     firewall outside drop UDP? Clients are told Alt-Svc: clear"
+                );
+            }
+            (None, Err(silence)) => tracing::debug!(reason = %silence, "the HTTP/3 probe failed"),
+            _ => {}
+        }
+        if matches!(change, Some(Change::Begins | Change::NobodyComes)) {
+            // Those told before had their chance, and those who came before proved what was then.
+            advertising.told.clear();
+            advertising.came.store(0, Ordering::Relaxed);
+        }
+        if let Some(first) = first.take() {
+            _ = first.send(());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(judge.pause()) => {}
+            _ = stopping.wait_for(Option::is_some) => return,
+        }
+    }
+}
+
+/// Why HTTP/3 does not seem to be there.
+#[derive(Debug)]
+struct Silence {
+    asked: Option<Address>,
+    failure: Failure,
+}
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.asked {
+            Some(asked) => write!(f, "no HTTP/3 at {asked}, UDP: {}", self.failure),
+            None => write!(f, "{}", self.failure),
+        }
+    }
+}
+
+/// Asks every advertised port on every address.
+async fn examine(live: &Live) -> Result<(), Silence> {
+    let settings = &live.settings;
+    let certificate = live.certificates.any();
+    let pinned = certificate.and_then(|(name, certificate)| Some((name, certificate.end_entity()?)));
+    let Some((name, leaf)) = pinned else {
+        let failure = Failure::because(Kind::Tls, "there is no certificate to show");
+        return Err(Silence { asked: None, failure });
+    };
+    let transport = Transport::pinned(&name, leaf.clone(), ANSWER)
+        .map_err(|error| Silence { asked: None, failure: Failure::because(Kind::Tls, error) })?;
+    for port in &settings.https {
+        let advertised = settings.http3.alt_svc_port.unwrap_or(*port);
+        for ip in reachable(&settings.addresses) {
+            let here = |port| Address::Ip(SocketAddr::new(ip, port));
+            let Err(silence) = ask(here(advertised), &transport).await else { continue };
+            if advertised == *port {
+                return Err(silence);
+            }
+            // A NAT maps it: from outside it is under the public name, if the NAT leads back in.
+            let outside = Address::Name { host: name.as_str().into(), port: advertised };
+            match ask(outside, &transport).await {
+                Ok(()) => {}
+                Err(unknown) if unknown.failure.kind() == Kind::Resolve => return Err(silence),
+                Err(_) => ask(here(*port), &transport).await?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where this machine reaches what it listens on: of an address for all of them, the loopback one.
+fn reachable(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+    let both = addresses.iter().any(|ip| ip.is_ipv4() && ip.is_unspecified());
+    addresses.iter().filter_map(move |ip| match ip {
+        IpAddr::V4(ip) if ip.is_unspecified() => Some(Ipv4Addr::LOCALHOST.into()),
+        // Beside the other it may be missing on this machine, and is the same socket where it is not.
+        IpAddr::V6(ip) if ip.is_unspecified() => (!both).then_some(Ipv6Addr::LOCALHOST.into()),
+        ip => Some(*ip),
+    })
+}
+
+/// One request; any answer will do.
+async fn ask(address: Address, transport: &Transport) -> Result<(), Silence> {
+    let endpoint = Endpoint::new("alt-svc".into(), address.clone());
+    let client = Client::default();
+    let asking = async {
+        let link = client.connect(&endpoint, transport, false).await?;
+        let outgoing = Outgoing {
+            method: Method::HEAD,
+            target: http::uri::PathAndQuery::from_static("/"),
+            authority: HeaderValue::from_static(NOBODY),
+            headers: HeaderMap::new(),
+            body: Body::Empty,
+            ask_trailers: false,
+            upgrade: None,
+            response_timeout: None,
+            idle_timeout: None,
+        };
+        let ignore = |_: StatusCode, _: HeaderMap| {};
+        link.send(outgoing, InFlight::begin(&endpoint), ignore).await.map_err(|error| error.failure)
+    };
+    match tokio::time::timeout(ANSWER, asking).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(failure)) => Err(Silence { asked: Some(address), failure }),
+        Err(_) => Err(Silence { asked: Some(address), failure: Kind::HeadTimeout.into() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_are_asked_on_the_loopback() {
+        let asked = |addresses: &[&str]| -> Vec<String> {
+            let addresses: Vec<IpAddr> = addresses.iter().filter_map(|ip| ip.parse().ok()).collect();
+            reachable(&addresses).map(|ip| ip.to_string()).collect()
+        };
+        assert_eq!(asked(&["0.0.0.0", "::"]), ["127.0.0.1"]);
+        assert_eq!(asked(&["::"]), ["::1"]);
+        assert_eq!(asked(&["203.0.113.7", "2001:db8::7"]), ["203.0.113.7", "2001:db8::7"]);
+        assert_eq!(asked(&["203.0.113.7", "::"]), ["203.0.113.7", "::1"]);
+    }
+}
