@@ -29,6 +29,8 @@ use crate::{Live, accept};
 const OTHER_FILES: usize = 128;
 /// Open files with which the runtime of each worker waits.
 const RUNTIME_FILES: usize = 4;
+/// Sockets of each worker towards VMs over HTTP/3, one for IPv4 and one for IPv6.
+const QUIC_FILES: usize = 2;
 /// A gateway with less than this is not one.
 const MIN_CONNECTIONS: u64 = 64;
 /// How long nothing must have run before idle connections are closed in a drain: a request that is just
@@ -150,7 +152,7 @@ fn own_files(settings: &Settings, workers: usize) -> usize {
     // A UDP socket is held twice.
     let for_each_https = if settings.http3.enabled { 3 } else { 1 };
     let ports = settings.http.len() + settings.https.len() * for_each_https;
-    OTHER_FILES + workers * (settings.addresses.len() * ports + RUNTIME_FILES)
+    OTHER_FILES + workers * (settings.addresses.len() * ports + RUNTIME_FILES + QUIC_FILES)
 }
 
 type Report = std::sync::mpsc::Sender<Result<(), String>>;
