@@ -376,6 +376,69 @@ async fn a_vm_that_is_not_there_is_told_in_time_and_passed_over() {
     gw.stop().await;
 }
 
+/// What lies between a sender and a receiver that does not read is bounded, and others do not wait for it.
+#[tokio::test]
+async fn who_does_not_read_stops_who_sends() {
+    let written = Arc::new(AtomicUsize::new(0));
+    let count = written.clone();
+    let vm = h3()
+        .on("/down", move |call| {
+            let count = count.clone();
+            Box::pin(async move {
+                call.start(200, &Fields::new(), None).await;
+                let piece = Bytes::from(vec![7; 64 * 1024]);
+                while call.write(piece.clone()).await.is_ok() {
+                    count.fetch_add(piece.len(), Ordering::SeqCst);
+                }
+            })
+        })
+        .on("/up", |call| Box::pin(async move { call.gone().await }))
+        .start()
+        .await;
+    let gw = start(&vm).await;
+    for version in Version::ALL {
+        written.store(0, Ordering::SeqCst);
+        let client = gw.client(version, "shop.test").await;
+        let mut unread = client.open(&get("/down")).await.unwrap();
+        let (mut last, mut same) = (0, 0);
+        eventually("the VM stops", || {
+            let now = written.load(Ordering::SeqCst);
+            same = if now > 0 && now == last { same + 1 } else { 0 };
+            last = now;
+            (same >= 40).then_some(())
+        })
+        .await;
+        assert!(last < 40 << 20, "{version:?}: {last} bytes");
+
+        let mut upload = client.open(&post("/up", "").body(Body::Pattern(1 << 30))).await.unwrap();
+        let piece = Bytes::from(vec![7; 64 * 1024]);
+        let mut sent = 0;
+        // A send that hangs is what is waited for.
+        while tokio::time::timeout(Duration::from_millis(500), upload.up.data(piece.clone())).await.is_ok() {
+            sent += piece.len();
+            assert!(sent < 40 << 20, "{version:?}: {sent} bytes");
+        }
+        assert_eq!(gw.request(version, get("/")).await.status, 200, "{version:?}: others do not wait");
+        unread.up.cancel(&mut unread.down);
+        upload.up.cancel(&mut upload.down);
+    }
+    gw.stop().await;
+}
+
+#[tokio::test]
+async fn a_websocket_cannot_be_carried() {
+    let vm = h3().start().await;
+    let gw = start(&vm).await;
+    let upgrade = get("/")
+        .field("connection", "upgrade")
+        .field("upgrade", "websocket")
+        .field("sec-websocket-version", "13")
+        .field("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+    assert_eq!(gw.request(Version::H1, upgrade).await.status, 502);
+    assert!(vm.requests().is_empty());
+    gw.stop().await;
+}
+
 /// Nothing is sent to a VM that is not the one it should be.
 #[tokio::test]
 async fn certificates_are_checked_both_ways() {

@@ -1,5 +1,10 @@
 //! VMs that break the rules, byte by byte, and some that keep them.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may stop at the first surprise"
+)]
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -308,6 +313,13 @@ async fn a_goodbye_says_what_was_not_looked_at() {
     // And no other request goes there.
     asking.get().await.unwrap();
     assert_eq!(vm.connections.get(), 2);
+}
+
+#[test]
+fn a_panic_is_the_failure_of_one_exchange() {
+    let panicking = || -> Poll<Result<(), StreamError>> { panic!("too many fields") };
+    let Poll::Ready(Err(broken)) = contained(panicking) else { panic!("it went well") };
+    assert_eq!(broken.failure().kind(), Kind::BadResponse);
 }
 
 /// A VM that was switched off says nothing, not even that.

@@ -204,7 +204,7 @@ filters = ["office"]
 tls = { client_ca = "clients.pem" }
 routes = [{ paths = "/a/", when = { client_cert = true }, queue_priority = 10 }]
 [pools.shop]
-backends = ["h3://10.0.0.1:443", { address = "10.0.0.2:80", max_requests = 200 }]
+backends = ["10.0.0.1:443", { address = "10.0.0.2:80", max_requests = 200 }]
 send_proxy = "v2"
 retry = { attempts = 2 }
 health = { grpc = {} }
@@ -226,7 +226,7 @@ health = { grpc = {} }
             "20:9 `sites.shop.tls.client_ca` is not supported yet",
             "21:37 `sites.shop.routes[0].when.client_cert` is not supported yet",
             "21:59 `sites.shop.routes[0].queue_priority` is not supported yet",
-            "23:61 `pools.shop.backends[1].max_requests` is not supported yet",
+            "23:56 `pools.shop.backends[1].max_requests` is not supported yet",
             "24:1 `pools.shop.send_proxy` is not supported yet",
             "25:1 `pools.shop.retry` is not supported yet",
             "26:12 `pools.shop.health.grpc` is not supported yet",
@@ -516,7 +516,7 @@ fn mistakes_in_pools() {
         ),
         (
             "backends = \"http://10.0.0.1\"\nprotocol = \"h2\"",
-            "5:12 this protocol is not spoken over `http://` | \"h2\" and \"auto\" need `https://`, \"h2c\" needs `h2c://`; or leave the scheme out",
+            "5:12 this protocol is not spoken over `http://` | \"h2\" and \"auto\" need `https://`, \"h2c\" needs `h2c://`, \"h3\" needs `h3://` or `https://`; or leave the scheme out",
         ),
         (
             "backends = \"http://10.0.0.1\"\ntls = {}",
@@ -555,7 +555,10 @@ fn mistakes_in_pools() {
             "backends = \"10.0.0.1:80\"\nbalance = \"round-robin\"",
             "5:11 `pools.p.balance` must be \"round_robin\", \"least_requests\", \"random\", \"ewma\", \"hash\" or \"first\" | did you mean `round_robin`?",
         ),
-        ("backends = \"10.0.0.1:80\"\nprotocol = \"h3\"", "5:12 `protocol = \"h3\"` is not supported yet"),
+        (
+            "backends = \"unix:/run/vm.sock\"\nprotocol = \"h3\"",
+            "4:12 HTTP/3 is not spoken over a unix socket | write \"host:port\", or another `protocol`",
+        ),
     ];
     each_is_told(told, &cases);
     let missing = told("backends = \"https://10.0.0.1\"\ntls = { ca = \"no-such.pem\" }");
