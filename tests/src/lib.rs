@@ -49,7 +49,7 @@ pub use pattern::{Digest, block, digest_of};
 pub use ports::{Lease, closed_port, lease};
 pub use process::{Log, Process};
 pub use quic::Packet;
-pub use relay::{Datagram, Direction, Relay};
+pub use relay::{Datagram, Direction, Relay, Weather};
 pub use wire::{Incoming, Reader, parse_response};
 
 /// The longest a test waits for something that must happen, on a machine that is busy building.

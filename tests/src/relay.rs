@@ -2,12 +2,17 @@
 //!
 //! A client dials the relay in the gateway's place. Each client address gets a socket of its own towards the
 //! gateway, so that the gateway tells clients apart. Like a NAT, the relay may forget these sockets and go on
-//! with others.
+//! with others. Like a bad network, it may lose what passes, hold it up, and change its order.
+
+mod weather;
 
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -15,8 +20,11 @@ use tokio::{
     net::UdpSocket,
     sync::watch,
     task::{AbortHandle, JoinHandle, JoinSet},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
+use self::weather::Line;
+pub use self::weather::Weather;
 use crate::quic::Packet;
 
 /// The largest payload UDP has.
@@ -49,26 +57,36 @@ impl Datagram {
 pub struct Relay {
     address: SocketAddr,
     seen: Seen,
-    /// Where its sockets towards the gateway are bound, and how often that was said.
-    side: watch::Sender<(usize, IpAddr)>,
+    side: Side,
     task: JoinHandle<()>,
 }
+
+/// Where the sockets towards the gateway are bound, and how often that was said.
+type Side = watch::Sender<(usize, IpAddr)>;
 
 impl Relay {
     /// Starts a relay on a free port of 127.0.0.1 that passes everything on to `gateway`.
     pub async fn start(gateway: SocketAddr) -> Relay {
+        Relay::launch(gateway, Weather::default(), Seen::recording()).await
+    }
+
+    /// Starts one that treats datagrams as this weather does, and keeps none of them.
+    pub async fn through(weather: Weather, gateway: SocketAddr) -> Relay {
+        Relay::launch(gateway, weather, Seen::default()).await
+    }
+
+    async fn launch(gateway: SocketAddr, weather: Weather, seen: Seen) -> Relay {
         let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
         let address = socket.local_addr().unwrap();
-        let seen = Seen::default();
-        let (side, from) = watch::channel((0, Ipv4Addr::LOCALHOST.into()));
-        let task = tokio::spawn(serve(socket, gateway, seen.clone(), from));
+        let (side, _) = watch::channel((0, Ipv4Addr::LOCALHOST.into()));
+        let task = tokio::spawn(serve(socket, gateway, weather, seen.clone(), side.clone()));
         Relay { address, seen, side, task }
     }
 
     /// What comes from a client from now on reaches the gateway from a new port of this address, and what the
     /// gateway sends to the old port is lost.
     pub fn rebind(&self, from: &str) {
-        self.side.send_modify(|(times, address)| (*times, *address) = (*times + 1, from.parse().unwrap()));
+        move_to(&self.side, Some(from.parse().unwrap()));
     }
 
     /// Where clients find it.
@@ -78,8 +96,28 @@ impl Relay {
 
     /// Everything that has passed so far, in order.
     pub fn datagrams(&self) -> Vec<Datagram> {
-        self.seen.0.lock().unwrap().clone()
+        self.seen.datagrams.as_ref().expect("a relay that keeps them").lock().unwrap().clone()
     }
+
+    /// How many it has lost so far, both ways.
+    pub fn lost(&self) -> usize {
+        self.seen.lost.load(Ordering::SeqCst)
+    }
+
+    /// How many were overtaken by later ones so far, both ways.
+    pub fn overtaken(&self) -> usize {
+        self.seen.overtaken.load(Ordering::SeqCst)
+    }
+
+    /// How often it has gone on from other ports.
+    pub fn moves(&self) -> usize {
+        self.side.borrow().0
+    }
+}
+
+/// The next datagrams go from new ports, of another address if one is given.
+fn move_to(side: &Side, to: Option<IpAddr>) {
+    side.send_modify(|(times, address)| (*times, *address) = (*times + 1, to.unwrap_or(*address)));
 }
 
 impl Drop for Relay {
@@ -89,12 +127,25 @@ impl Drop for Relay {
 }
 
 #[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Vec<Datagram>>>);
+struct Seen {
+    datagrams: Option<Arc<Mutex<Vec<Datagram>>>>,
+    lost: Arc<AtomicUsize>,
+    overtaken: Arc<AtomicUsize>,
+}
 
 impl Seen {
-    fn note(&self, direction: Direction, client: SocketAddr, payload: &[u8]) {
-        let payload = Bytes::copy_from_slice(payload);
-        self.0.lock().unwrap().push(Datagram { direction, client, payload });
+    fn recording() -> Seen {
+        Seen { datagrams: Some(Arc::default()), ..Seen::default() }
+    }
+
+    fn note(&self, direction: Direction, client: SocketAddr, payload: &Bytes) {
+        if let Some(datagrams) = &self.datagrams {
+            datagrams.lock().unwrap().push(Datagram { direction, client, payload: payload.clone() });
+        }
+    }
+
+    fn line<T>(&self, weather: Weather, salt: u64) -> Line<T> {
+        Line::new(weather, salt, self.lost.clone(), self.overtaken.clone())
     }
 }
 
@@ -105,39 +156,74 @@ struct Path {
     answers: AbortHandle,
 }
 
-async fn serve(
-    socket: Arc<UdpSocket>,
-    gateway: SocketAddr,
-    seen: Seen,
-    from: watch::Receiver<(usize, IpAddr)>,
-) {
+async fn serve(socket: Arc<UdpSocket>, gateway: SocketAddr, weather: Weather, seen: Seen, side: Side) {
     let mut paths: HashMap<SocketAddr, Path> = HashMap::new();
     // They end with the relay.
     let mut answers = JoinSet::new();
+    let mut line = seen.line(weather, 0);
+    let mut hops = weather.hop.map(|every| {
+        let mut hops = interval_at(Instant::now() + every, every);
+        hops.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        hops
+    });
     let mut buffer = vec![0; LARGEST];
     loop {
-        // An error speaks of an earlier datagram, whose receiver was gone.
-        let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
-        let (side, address) = *from.borrow();
-        if paths.get(&client).is_none_or(|path| path.side != side) {
+        let (client, payload) = tokio::select! {
+            received = socket.recv_from(&mut buffer) => {
+                // An error speaks of an earlier datagram, whose receiver was gone.
+                if let Ok((length, client)) = received {
+                    line.put((client, Bytes::copy_from_slice(&buffer[..length])));
+                }
+                continue;
+            }
+            due = line.next() => due,
+            () = tick(&mut hops) => {
+                move_to(&side, None);
+                continue;
+            }
+        };
+        let (now, address) = *side.borrow();
+        if paths.get(&client).is_none_or(|path| path.side != now) {
             let path = Arc::new(UdpSocket::bind((address, 0)).await.unwrap());
             path.connect(gateway).await.unwrap();
-            let answers = answers.spawn(answer(socket.clone(), path.clone(), client, seen.clone()));
-            if let Some(old) = paths.insert(client, Path { socket: path, side, answers }) {
+            let line = seen.line(weather, paths.len() as u64 + 1);
+            let answers = answers.spawn(answer(socket.clone(), path.clone(), client, line, seen.clone()));
+            if let Some(old) = paths.insert(client, Path { socket: path, side: now, answers }) {
                 old.answers.abort();
             }
         }
-        seen.note(Direction::ToGateway, client, &buffer[..length]);
-        let _ = paths[&client].socket.send(&buffer[..length]).await;
+        seen.note(Direction::ToGateway, client, &payload);
+        let _ = paths[&client].socket.send(&payload).await;
+    }
+}
+
+async fn tick(hops: &mut Option<tokio::time::Interval>) {
+    match hops {
+        Some(hops) => drop(hops.tick().await),
+        None => std::future::pending().await,
     }
 }
 
 /// Carries back what the gateway says to one client.
-async fn answer(socket: Arc<UdpSocket>, path: Arc<UdpSocket>, client: SocketAddr, seen: Seen) {
+async fn answer(
+    socket: Arc<UdpSocket>,
+    path: Arc<UdpSocket>,
+    client: SocketAddr,
+    mut line: Line<Bytes>,
+    seen: Seen,
+) {
     let mut buffer = vec![0; LARGEST];
     loop {
-        let Ok(length) = path.recv(&mut buffer).await else { continue };
-        seen.note(Direction::ToClient, client, &buffer[..length]);
-        let _ = socket.send_to(&buffer[..length], client).await;
+        tokio::select! {
+            received = path.recv(&mut buffer) => {
+                if let Ok(length) = received {
+                    line.put(Bytes::copy_from_slice(&buffer[..length]));
+                }
+            }
+            payload = line.next() => {
+                seen.note(Direction::ToClient, client, &payload);
+                let _ = socket.send_to(&payload, client).await;
+            }
+        }
     }
 }
