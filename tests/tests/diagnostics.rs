@@ -7,6 +7,9 @@ use std::{path::Path, process::Command};
 use foregate_tests::{Gateway, GatewayBuilder, Version, binary, gateway, get, origin};
 use serde_json::Value;
 
+/// Its connection would be written down too.
+const NO_PROBE: &str = "[http3]\nalt_svc = \"always\"";
+
 async fn asked_over(versions: &[Version], builder: GatewayBuilder) -> Gateway {
     let gw = builder.start().await;
     for version in versions {
@@ -24,7 +27,8 @@ async fn qlog_has_a_file_for_each_connection() {
     let folder = tempfile::tempdir().unwrap();
     let logs = folder.path().join("qlog");
     let vm = origin().start().await;
-    let builder = gateway().site("shop.test", &vm).env("FOREGATE_QLOG_DIR", logs.to_str().unwrap());
+    let builder =
+        gateway().site("shop.test", &vm).toml(NO_PROBE).env("FOREGATE_QLOG_DIR", logs.to_str().unwrap());
     let gw = asked_over(&[Version::H3, Version::H2, Version::H3], builder).await;
     assert_eq!(gw.log().having(&["WARN", "FOREGATE_QLOG_DIR is set"]).len(), 1, "{}", gw.log().text());
     gw.stop().await;
@@ -54,6 +58,7 @@ async fn qlog_can_be_kept_to_some_clients() {
         let logs = folder.path().join(count.to_string());
         let builder = gateway()
             .site("shop.test", &vm)
+            .toml(NO_PROBE)
             .env("FOREGATE_QLOG_DIR", logs.to_str().unwrap())
             .env("FOREGATE_QLOG_PEERS", peers);
         asked_over(&[Version::H3], builder).await.stop().await;
@@ -66,7 +71,8 @@ async fn keys_are_written_where_wireshark_reads_them() {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys");
     let vm = origin().start().await;
-    let builder = gateway().site("shop.test", &vm).env("SSLKEYLOGFILE", keys.to_str().unwrap());
+    let builder =
+        gateway().site("shop.test", &vm).toml(NO_PROBE).env("SSLKEYLOGFILE", keys.to_str().unwrap());
     let gw = asked_over(&[Version::H1Tls, Version::H3], builder).await;
     assert_eq!(gw.log().having(&["WARN", "SSLKEYLOGFILE is set"]).len(), 1, "{}", gw.log().text());
     gw.stop().await;

@@ -125,6 +125,10 @@ impl SendStream {
             let [first, _] = &mut self.queue;
             if first.is_empty() {
                 *first = std::mem::take(&mut self.frames).into();
+            } else if !self.frames.is_empty() {
+                // What could not all be written stands before what was queued since, and both before the data.
+                *first = [first, self.frames.as_slice()].concat().into();
+                self.frames.clear();
             }
             if self.is_flushed() {
                 self.wait_no_more();
