@@ -58,6 +58,8 @@ pub struct Relay {
     address: SocketAddr,
     seen: Seen,
     side: Side,
+    /// Whether what the gateway says is held back.
+    held: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
@@ -79,8 +81,15 @@ impl Relay {
         let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
         let address = socket.local_addr().unwrap();
         let (side, _) = watch::channel((0, Ipv4Addr::LOCALHOST.into()));
-        let task = tokio::spawn(serve(socket, gateway, weather, seen.clone(), side.clone()));
-        Relay { address, seen, side, task }
+        let (held, _) = watch::channel(false);
+        let ways = Ways { gateway, weather, seen: seen.clone(), held: held.subscribe() };
+        let task = tokio::spawn(serve(socket, ways, side.clone()));
+        Relay { address, seen, side, held, task }
+    }
+
+    /// From now on nothing of what the gateway says reaches a client, until `false` lets it all through.
+    pub fn hold(&self, held: bool) {
+        self.held.send_replace(held);
     }
 
     /// What comes from a client from now on reaches the gateway from a new port of this address, and what the
@@ -149,6 +158,15 @@ impl Seen {
     }
 }
 
+/// What all ways have in common.
+#[derive(Clone)]
+struct Ways {
+    gateway: SocketAddr,
+    weather: Weather,
+    seen: Seen,
+    held: watch::Receiver<bool>,
+}
+
 /// A client's way to the gateway.
 struct Path {
     socket: Arc<UdpSocket>,
@@ -156,7 +174,8 @@ struct Path {
     answers: AbortHandle,
 }
 
-async fn serve(socket: Arc<UdpSocket>, gateway: SocketAddr, weather: Weather, seen: Seen, side: Side) {
+async fn serve(socket: Arc<UdpSocket>, ways: Ways, side: Side) {
+    let Ways { gateway, weather, seen, held } = ways;
     let mut paths: HashMap<SocketAddr, Path> = HashMap::new();
     // They end with the relay.
     let mut answers = JoinSet::new();
@@ -187,7 +206,8 @@ async fn serve(socket: Arc<UdpSocket>, gateway: SocketAddr, weather: Weather, se
             let path = Arc::new(UdpSocket::bind((address, 0)).await.unwrap());
             path.connect(gateway).await.unwrap();
             let line = seen.line(weather, paths.len() as u64 + 1);
-            let answers = answers.spawn(answer(socket.clone(), path.clone(), client, line, seen.clone()));
+            let answer = answer(socket.clone(), path.clone(), client, line, seen.clone(), held.clone());
+            let answers = answers.spawn(answer);
             if let Some(old) = paths.insert(client, Path { socket: path, side: now, answers }) {
                 old.answers.abort();
             }
@@ -211,19 +231,22 @@ async fn answer(
     client: SocketAddr,
     mut line: Line<Bytes>,
     seen: Seen,
+    mut held: watch::Receiver<bool>,
 ) {
     let mut buffer = vec![0; LARGEST];
     loop {
+        let holding = *held.borrow_and_update();
         tokio::select! {
             received = path.recv(&mut buffer) => {
                 if let Ok(length) = received {
                     line.put(Bytes::copy_from_slice(&buffer[..length]));
                 }
             }
-            payload = line.next() => {
+            payload = line.next(), if !holding => {
                 seen.note(Direction::ToClient, client, &payload);
                 let _ = socket.send_to(&payload, client).await;
             }
+            Ok(()) = held.changed() => {}
         }
     }
 }

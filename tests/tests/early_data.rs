@@ -25,10 +25,26 @@ async fn returning(dial: &Dial) -> Options {
     Options { tls, ..Options::default() }
 }
 
-/// Comes back and asks before the handshake is over.
-async fn ask_early(dial: &Dial, options: &Options, bytes: Vec<u8>) -> Answer {
+/// A relay to the gateway, and the way through it.
+async fn relayed(gw: &Gateway) -> (Relay, Dial) {
+    let mut dial = gw.dial("shop.test");
+    let relay = Relay::start(dial.https).await;
+    dial.https = relay.address();
+    (relay, dial)
+}
+
+/// Comes back and asks before the handshake is over: the gateway's half of it is held back until `asked`.
+async fn ask_early(
+    (relay, dial): &(Relay, Dial),
+    options: &Options,
+    bytes: Vec<u8>,
+    asked: impl FnMut() -> Option<()>,
+) -> Answer {
+    relay.hold(true);
     let (client, accepted) = Connection::early(dial, options).expect("the gateway allows early data");
     let mut stream = client.request(bytes).await;
+    eventually("the request arrives", asked).await;
+    relay.hold(false);
     assert!(accepted.await, "the early data was refused");
     let answer = answer(&mut stream).await;
     client.close();
@@ -50,12 +66,14 @@ async fn started(vm: &Origin, config: &str) -> Gateway {
     gateway().site("shop.test", vm).toml(config).start().await
 }
 
-/// What the VM is told of one request that was sent early.
-async fn told(builder: GatewayBuilder, vm: &Origin, bytes: Vec<u8>) -> Recorded {
+/// What the VM is told of one request that was sent early. One that is `answered` early is so before the
+/// gateway's half of the handshake has arrived.
+async fn told(builder: GatewayBuilder, vm: &Origin, bytes: Vec<u8>, answered: bool) -> Recorded {
     let gw = builder.start().await;
-    let dial = gw.dial("shop.test");
-    let options = returning(&dial).await;
-    assert_eq!(ask_early(&dial, &options, bytes).await.status, 200);
+    let way = relayed(&gw).await;
+    let options = returning(&way.1).await;
+    let asked = || (!answered || !seen(vm, "/early").is_empty()).then_some(());
+    assert_eq!(ask_early(&way, &options, bytes, asked).await.status, 200);
     let seen = seen(vm, "/early");
     assert_eq!(seen.len(), 1);
     gw.stop().await;
@@ -67,7 +85,7 @@ async fn safe_requests_are_answered_early_and_the_vm_is_told() {
     for method in ["GET", "HEAD", "OPTIONS"] {
         let vm = origin().start().await;
         let builder = gateway().site("shop.test", &vm).toml(EARLY);
-        let request = told(builder, &vm, Head::request(method, "/early").frame()).await;
+        let request = told(builder, &vm, Head::request(method, "/early").frame(), true).await;
         assert_eq!(request.fields.all("early-data"), ["1"], "{method}");
     }
 }
@@ -91,7 +109,7 @@ async fn everything_else_waits_for_the_handshake() {
     ];
     for (what, builder, bytes) in cases {
         vm.forget();
-        let request = told(builder, &vm, bytes).await;
+        let request = told(builder, &vm, bytes, false).await;
         assert!(!request.fields.has("early-data"), "{what}: {:?}", request.fields);
         assert_eq!(request.delivery, Delivery::Complete, "{what}");
     }
@@ -120,16 +138,17 @@ async fn a_vm_that_says_too_early_is_asked_again() {
         .start()
         .await;
     let gw = started(&vm, EARLY).await;
-    let dial = gw.dial("shop.test");
-    let options = returning(&dial).await;
-    assert_eq!(ask_early(&dial, &options, Head::get("/early").frame()).await.status, 200);
+    let way = relayed(&gw).await;
+    let options = returning(&way.1).await;
+    let asked = |times| (seen(&vm, "/early").len() == times).then_some(());
+    assert_eq!(ask_early(&way, &options, Head::get("/early").frame(), || asked(1)).await.status, 200);
     let told: Vec<bool> =
         seen(&vm, "/early").iter().map(|request| request.fields.has("early-data")).collect();
     assert_eq!(told, [true, false]);
 
-    let options = returning(&dial).await;
+    let options = returning(&way.1).await;
     let head = Head::get("/early").field("early-data", "1");
-    assert_eq!(ask_early(&dial, &options, head.frame()).await.status, 425);
+    assert_eq!(ask_early(&way, &options, head.frame(), || asked(3)).await.status, 425);
     assert_eq!(seen(&vm, "/early").len(), 3);
     gw.stop().await;
 }
@@ -139,12 +158,12 @@ async fn a_vm_that_says_too_early_is_asked_again() {
 async fn a_recording_is_never_answered() {
     let vm = origin().start().await;
     let gw = gateway().site("shop.test", &vm).toml(EARLY).server("workers", "2").start().await;
-    let relay = Relay::start(gw.dial("shop.test").https).await;
-    let mut dial = gw.dial("shop.test");
-    dial.https = relay.address();
-    let options = returning(&dial).await;
+    let way = relayed(&gw).await;
+    let (relay, dial) = &way;
+    let options = returning(dial).await;
     let before = relay.datagrams().len();
-    assert_eq!(ask_early(&dial, &options, Head::get("/early").frame()).await.status, 200);
+    let asked = || (!seen(&vm, "/early").is_empty()).then_some(());
+    assert_eq!(ask_early(&way, &options, Head::get("/early").frame(), asked).await.status, 200);
     assert_eq!(seen(&vm, "/early")[0].fields.all("early-data"), ["1"]);
 
     let begun = std::time::Instant::now();
