@@ -1,7 +1,6 @@
 //! One HTTP/1.1 (or 1.0) connection: head, exchange, response, again (RFC 9112).
 
 mod body;
-mod chunked;
 mod head;
 mod response;
 mod wire;
@@ -13,17 +12,17 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
+use foregate_exchange::http1::{BodyWriter, Ending, Framing, Piece, Search, TooLong};
 use foregate_exchange::{Body, Failure};
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use self::body::RequestBody;
-use self::chunked::Piece;
-use self::head::{Framing, Head, Refusal, Search};
-use self::response::{Asked, Ending};
+use self::head::{Head, Refusal};
+use self::response::Asked;
 use self::wire::{Bare, Wire};
 use crate::answer::Answer;
 use crate::deadline::Deadline;
@@ -133,7 +132,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
                             Err(refusal) => Next::Refused(refusal),
                         }));
                     }
-                    Err(refusal) => return Poll::Ready(Ok(Next::Refused(refusal))),
+                    Err(TooLong) => {
+                        let refusal = head::too_long(&self.wire.input.borrow());
+                        return Poll::Ready(Ok(Next::Refused(refusal)));
+                    }
                 }
                 let partial = !self.wire.input.borrow().is_empty();
                 if partial && !begun {
@@ -193,7 +195,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
             if let Poll::Ready(response) = serving.as_mut().poll(cx) {
                 return Poll::Ready(Ok(Some(response)));
             }
-            if self.wire.has_output()
+            if !self.wire.output.borrow().is_empty()
                 && let Poll::Ready(Err(error)) = self.wire.poll_flush(cx)
             {
                 return Poll::Ready(Err(error));
@@ -245,19 +247,21 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
         if ending == Ending::None {
             return self.flush().await;
         }
-        let announced = response::announced(fields, asked);
-        let left = if let Ending::Length(length) = ending { Some(length) } else { None };
-        let mut writing =
-            Writing { ending, announced: &announced, trailers: None, left, failed: None, ended: false };
+        let mut writer = BodyWriter::new(ending, response::announced(fields, asked));
+        let mut failed: Option<Failure> = None;
         let stalled = self.worker.current().settings.timeouts.keep_alive;
         self.deadline.clear();
         poll_fn(|cx| {
             loop {
-                while !writing.ended && writing.failed.is_none() && self.wire.has_room() {
+                while !writer.has_ended() && failed.is_none() && self.wire.output.borrow().has_room() {
                     match Pin::new(&mut body).poll_frame(cx) {
-                        Poll::Ready(Some(Ok(frame))) => writing.put(&self.wire, frame)?,
-                        Poll::Ready(Some(Err(failure))) => writing.failed = Some(failure),
-                        Poll::Ready(None) => writing.end(&self.wire)?,
+                        Poll::Ready(Some(Ok(frame))) => writer
+                            .put(&mut self.wire.output.borrow_mut(), frame)
+                            .map_err(io::Error::other)?,
+                        Poll::Ready(Some(Err(failure))) => failed = Some(failure),
+                        Poll::Ready(None) => {
+                            writer.end(&mut self.wire.output.borrow_mut()).map_err(io::Error::other)?;
+                        }
                         Poll::Pending => {
                             ready!(self.poll_flush(cx, stalled))?;
                             if self.watch(cx).is_ready() {
@@ -267,10 +271,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
                         }
                     }
                 }
-                if writing.ended {
+                if writer.has_ended() {
                     return self.poll_flush(cx, stalled);
                 }
-                if let Some(failure) = &writing.failed {
+                if let Some(failure) = &failed {
                     // What did come is the client's; closing without the end is how HTTP/1.1 says that
                     // there should have been more.
                     ready!(self.poll_flush(cx, stalled))?;
@@ -374,61 +378,5 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
         self.wire.put(|out| response::head(out, head.status, &head.headers, ending, &asked, true));
         self.respond(&head.headers, body, ending, &asked).await?;
         self.linger().await
-    }
-}
-
-/// A response body on its way out.
-struct Writing<'a> {
-    ending: Ending,
-    announced: &'a [HeaderName],
-    trailers: Option<HeaderMap>,
-    /// Of the announced length.
-    left: Option<u64>,
-    failed: Option<Failure>,
-    ended: bool,
-}
-
-impl Writing<'_> {
-    fn put<IO>(&mut self, wire: &Wire<IO>, frame: http_body::Frame<Bytes>) -> io::Result<()>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin,
-    {
-        let data = match frame.into_data() {
-            Ok(data) => data,
-            Err(frame) => {
-                self.trailers = frame.into_trailers().ok();
-                return Ok(());
-            }
-        };
-        if data.is_empty() {
-            return Ok(());
-        }
-        if let Some(left) = &mut self.left {
-            let rest = left.checked_sub(data.len() as u64);
-            *left = rest.ok_or_else(|| io::Error::other("the body is longer than its Content-Length"))?;
-        }
-        let chunked = self.ending == Ending::Chunked;
-        if chunked {
-            wire.put(|out| response::chunk_size(out, data.len()));
-        }
-        wire.put_data(&data);
-        if chunked {
-            wire.end_chunk();
-        }
-        Ok(())
-    }
-
-    fn end<IO>(&mut self, wire: &Wire<IO>) -> io::Result<()>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin,
-    {
-        if self.left.is_some_and(|left| left > 0) {
-            return Err(io::Error::other("the body is shorter than its Content-Length"));
-        }
-        if self.ending == Ending::Chunked {
-            wire.put(|out| response::last_chunk(out, self.trailers.as_ref(), self.announced));
-        }
-        self.ended = true;
-        Ok(())
     }
 }

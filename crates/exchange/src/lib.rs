@@ -7,6 +7,7 @@ mod body;
 pub mod deadline;
 mod failure;
 pub mod head;
+pub mod http1;
 pub mod reading;
 pub mod tunnel;
 

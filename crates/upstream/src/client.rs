@@ -50,6 +50,17 @@ impl Shelf {
         http2.or_else(|| self.http3.borrow().iter().find_map(Http3::share).map(LinkKind::Http3))
     }
 
+    /// The connection that was used last and still can be.
+    fn take(&self) -> Option<Box<Http1>> {
+        loop {
+            let mut connection = self.http1.borrow_mut().pop()?;
+            let fresh = self.keep_alive.is_none_or(|limit| connection.since().elapsed() < limit);
+            if fresh && connection.is_usable() {
+                return Some(connection);
+            }
+        }
+    }
+
     /// Takes a connection back for the next request.
     pub(crate) fn keep(&self, connection: Box<Http1>) {
         let mut idle = self.http1.borrow_mut();
@@ -86,6 +97,8 @@ pub struct SendError {
     pub failure: Failure,
     /// The request's body, when nothing of the request reached the VM.
     pub unsent: Option<Body>,
+    /// The request's fields, where [`Link::returns_fields`].
+    pub headers: Option<HeaderMap>,
 }
 
 /// A connection about to carry one request.
@@ -113,11 +126,32 @@ impl Client {
         upgrade: bool,
     ) -> Result<Link, Failure> {
         let shelf = self.shelf(endpoint, transport);
-        let only_http1 = upgrade || shelf.speaks.get() == Some(Spoken::Http1);
+        let only_http1 = match transport.protocol {
+            Protocol::Http1 => true,
+            Protocol::Auto => upgrade || shelf.speaks.get() == Some(Spoken::Http1),
+            Protocol::H2 | Protocol::H2c | Protocol::H3 => false,
+        };
+        if only_http1 && let Some(connection) = shelf.take() {
+            return Ok(Link { kind: LinkKind::Http1(connection), reused: true, shelf });
+        }
+        // Boxed: dialling takes much room, which the many requests that find a connection must not pay for.
+        Box::pin(self.open(shelf, endpoint, transport, only_http1, upgrade)).await
+    }
+
+    async fn open(
+        &self,
+        shelf: Rc<Shelf>,
+        endpoint: &Endpoint,
+        transport: &Transport,
+        only_http1: bool,
+        upgrade: bool,
+    ) -> Result<Link, Failure> {
         match transport.protocol {
-            Protocol::Http1 => self.connect_http1(shelf, endpoint, transport).await,
-            Protocol::Auto if only_http1 => self.connect_http1(shelf, endpoint, transport).await,
-            Protocol::Auto | Protocol::H2 | Protocol::H2c | Protocol::H3 => {
+            _ if only_http1 => {
+                let (stream, _) = dial::dial(&self.resolver, &endpoint.address, transport, true).await?;
+                Ok(Link { kind: LinkKind::Http1(Http1::new(stream)), reused: false, shelf })
+            }
+            Protocol::Http1 | Protocol::Auto | Protocol::H2 | Protocol::H2c | Protocol::H3 => {
                 if upgrade {
                     return Err(Failure::because(
                         Kind::BadResponse,
@@ -171,25 +205,6 @@ impl Client {
             .clone()
     }
 
-    async fn connect_http1(
-        &self,
-        shelf: Rc<Shelf>,
-        endpoint: &Endpoint,
-        transport: &Transport,
-    ) -> Result<Link, Failure> {
-        loop {
-            let waiting = shelf.http1.borrow_mut().pop();
-            let Some(mut connection) = waiting else { break };
-            let fresh = shelf.keep_alive.is_none_or(|limit| connection.since().elapsed() < limit);
-            if fresh && connection.is_usable() {
-                return Ok(Link { kind: LinkKind::Http1(connection), reused: true, shelf });
-            }
-        }
-        let (stream, _) = dial::dial(&self.resolver, &endpoint.address, transport, true).await?;
-        let connection = Http1::new(stream).await?;
-        Ok(Link { kind: LinkKind::Http1(connection), reused: false, shelf })
-    }
-
     /// A connection that carries many requests at a time.
     async fn connect_shared(
         &self,
@@ -214,7 +229,7 @@ impl Client {
             let (stream, spoken) = dial::dial(&self.resolver, &endpoint.address, transport, false).await?;
             shelf.speaks.set(Some(spoken));
             match spoken {
-                Spoken::Http1 => LinkKind::Http1(Http1::new(stream).await?),
+                Spoken::Http1 => LinkKind::Http1(Http1::new(stream)),
                 Spoken::H2 => {
                     let connection = Http2::new(stream).await?;
                     let shared = connection.share();
@@ -234,6 +249,12 @@ impl Link {
     #[must_use]
     pub fn reused(&self) -> bool {
         self.reused
+    }
+
+    /// Whether a request that fails comes back with its fields, so that nobody needs a copy of them.
+    #[must_use]
+    pub fn returns_fields(&self) -> bool {
+        matches!(self.kind, LinkKind::Http1(_))
     }
 
     /// Sends the request and waits for the response head. `interim` is called with each 1xx the VM sends.

@@ -145,7 +145,7 @@ impl Http2 {
         });
         let Some(uri) = uri else {
             let failure = Failure::because(Kind::ClientBody, "the host cannot be written as an authority");
-            return Err(SendError { failure, unsent: None });
+            return Err(SendError { failure, unsent: None, headers: None });
         };
         *request.uri_mut() = uri;
 
@@ -163,15 +163,19 @@ impl Http2 {
         })
         .await;
         match answered {
-            None => Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None }),
+            None => Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None, headers: None }),
             Some(Err(mut error)) => {
                 let unsent = error.take_message().map(|request| request.into_body().into_body());
                 let client_side = progress.and_then(|progress| progress.failure());
-                Err(SendError { failure: client_side.unwrap_or_else(|| failure(error.into_error())), unsent })
+                Err(SendError {
+                    failure: client_side.unwrap_or_else(|| failure(error.into_error())),
+                    unsent,
+                    headers: None,
+                })
             }
             Some(Ok(response)) => {
                 if let Err(failure) = check_status(response.status()) {
-                    return Err(SendError { failure, unsent: None });
+                    return Err(SendError { failure, unsent: None, headers: None });
                 }
                 let (mut parts, incoming) = response.into_parts();
                 // hyper takes a reset without error in mid-body for its end; the announced length knows.

@@ -140,7 +140,7 @@ impl Http3 {
         let (upload, progress) = Upload::new(std::mem::take(&mut outgoing.body), expects);
         let request = match request(outgoing, upload.size_hint().exact()) {
             Ok(request) => request,
-            Err(failure) => return Err(SendError { failure, unsent: None }),
+            Err(failure) => return Err(SendError { failure, unsent: None, headers: None }),
         };
         // It is given back where the VM says that it has not looked at the request.
         let upload = Rc::new(RefCell::new(upload));
@@ -148,7 +148,7 @@ impl Http3 {
         let failed = |broken: Broken, sent: Option<StreamId>| {
             let untouched = sent.is_none_or(|id| broken.rejects() || self.shared.farewell.excludes(id));
             let unsent = untouched.then(|| upload.borrow_mut().again()).flatten();
-            SendError { failure: broken.failure(), unsent }
+            SendError { failure: broken.failure(), unsent, headers: None }
         };
         let mut deadline = Deadline::default();
         let mut patience = Patience::new(response_timeout);
@@ -164,7 +164,7 @@ impl Http3 {
             .await
         };
         let stream = match opened {
-            None => return Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None }),
+            None => return Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None, headers: None }),
             Some(Err(broken)) => return Err(failed(broken, None)),
             Some(Ok(stream)) => stream,
         };
@@ -207,11 +207,13 @@ impl Http3 {
                 drop(uploading);
                 return Err(match stop {
                     Stop::Vm(broken) => failed(broken, Some(id)),
-                    Stop::Client(failure) => SendError { failure, unsent: None },
-                    Stop::Late => SendError { failure: Kind::HeadTimeout.into(), unsent: None },
+                    Stop::Client(failure) => SendError { failure, unsent: None, headers: None },
+                    Stop::Late => {
+                        SendError { failure: Kind::HeadTimeout.into(), unsent: None, headers: None }
+                    }
                     Stop::Silent => {
                         let failure = Failure::because(Kind::Reset, "nothing at all came from it");
-                        SendError { failure, unsent: None }
+                        SendError { failure, unsent: None, headers: None }
                     }
                 });
             }
@@ -220,7 +222,7 @@ impl Http3 {
         let (mut parts, ()) = response.into_parts();
         let length = match announced(&parts.headers) {
             Ok(length) => length,
-            Err(failure) => return Err(SendError { failure, unsent: None }),
+            Err(failure) => return Err(SendError { failure, unsent: None, headers: None }),
         };
         // The client may not read before it has sent everything, so the upload must go on by itself.
         let connection = self.shared.clone();

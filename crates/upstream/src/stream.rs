@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -12,6 +12,16 @@ pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<TlsStream<Stream>>),
+}
+
+impl Drop for Stream {
+    /// Over TLS the VM is told of the end, which it could not tell from a broken connection otherwise (RFC 8446,
+    /// section 6.1).
+    fn drop(&mut self) {
+        if let Stream::Tls(tls) = self {
+            _ = Pin::new(tls).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
+    }
 }
 
 /// Calls the same method of whichever stream it is.

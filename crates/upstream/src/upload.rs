@@ -16,7 +16,7 @@ use crate::replay::Kept;
 /// How long a body waits for the VM's 100 (Continue) before it goes without (RFC 9110, section 10.1.1).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
-/// The body hyper or h3 sends. Its [`Progress`] outlives it.
+/// The body as it is sent. Its [`Progress`] outlives it.
 pub(crate) struct Upload {
     body: Body,
     progress: Option<Rc<Progress>>,
@@ -34,17 +34,12 @@ pub(crate) struct Progress {
     /// The VM has asked for more, and the client has not sent it yet.
     waits_for_client: Cell<bool>,
     allowed: Cell<bool>,
-    held: Cell<bool>,
     waiter: Cell<Option<Waker>>,
     observer: Cell<Option<Waker>>,
     failure: RefCell<Option<Failure>>,
 }
 
 impl Progress {
-    pub(crate) fn is_done(&self) -> bool {
-        self.done.get()
-    }
-
     /// How many pieces the VM has taken, if the next step is the VM's; wakes the last caller when the
     /// body is through or has failed.
     pub(crate) fn vms_turn(&self, cx: &mut Context<'_>) -> Option<u64> {
@@ -67,11 +62,6 @@ impl Progress {
         if let Some(waker) = self.waiter.take() {
             waker.wake();
         }
-    }
-
-    /// Nothing more of the body is wanted; it stays where it is.
-    pub(crate) fn hold(&self) {
-        self.held.set(true);
     }
 
     /// The failure of the client's side that ended the body.
@@ -121,9 +111,6 @@ impl http_body::Body for Upload {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = self.get_mut();
         let Some(progress) = &this.progress else { return Poll::Ready(None) };
-        if progress.held.get() {
-            return Poll::Pending;
-        }
         if let Some(wait) = &mut this.wait {
             if !progress.allowed.get() && wait.as_mut().poll(cx).is_pending() {
                 progress.waiter.set(Some(cx.waker().clone()));

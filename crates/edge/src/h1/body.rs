@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foregate_exchange::head::strip_trailers;
+use foregate_exchange::http1::Piece;
 use foregate_exchange::{Failure, Kind};
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::chunked::Piece;
-use super::head::Framing;
 use super::wire::Wire;
 use crate::deadline::Deadline;
 
@@ -101,10 +100,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> http_body::Body for RequestBody<IO> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &*self.wire.framing.borrow() {
-            Framing::None => SizeHint::with_exact(0),
-            Framing::Length(left) => SizeHint::with_exact(*left),
-            Framing::Chunked(_) => SizeHint::default(),
-        }
+        self.wire.framing.borrow().size_hint()
     }
 }

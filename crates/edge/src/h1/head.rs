@@ -2,13 +2,12 @@
 
 use std::mem::MaybeUninit;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use foregate_exchange::head::{self, TakesTrailers, Wish};
+use foregate_exchange::http1::{Chunked, Framing};
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Scheme, Uri};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
-
-use super::chunked::Chunked;
 
 /// Fields of one head; more than browsers and their extensions ever send.
 const MAX_FIELDS: usize = 128;
@@ -24,14 +23,6 @@ pub(super) struct Head {
     pub(super) takes_trailers: bool,
 }
 
-/// Where a body ends.
-#[derive(Debug)]
-pub(super) enum Framing {
-    None,
-    Length(u64),
-    Chunked(Chunked),
-}
-
 /// A head that is refused: the status, and the reason for client and log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -43,52 +34,8 @@ const fn bad(reason: &'static str) -> Refusal {
     Refusal { status: StatusCode::BAD_REQUEST, reason }
 }
 
-/// Finds the end of a head that may still be growing, looking at each byte once.
-#[derive(Debug, Default)]
-pub(super) struct Search {
-    seen: usize,
-}
-
-impl Search {
-    /// The length of the head with its empty line, when it is complete. Drops empty lines before it
-    /// (RFC 9112, section 2.2).
-    ///
-    /// # Errors
-    /// The head is longer than `limit`.
-    pub(super) fn end(&mut self, buffer: &mut BytesMut, limit: usize) -> Result<Option<usize>, Refusal> {
-        // A CR alone may be half an empty line.
-        if self.seen <= 1 {
-            while let Some(blank) = empty_line(buffer) {
-                let _empty = buffer.split_to(blank);
-            }
-        }
-        // A line end and one or two bytes may have been seen before.
-        let from = self.seen.saturating_sub(2);
-        let fresh = buffer.get(from..).unwrap_or_default();
-        for (at, _) in fresh.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
-            let length = match fresh.get(at + 1..) {
-                Some([b'\n', ..]) => at + 2,
-                Some([b'\r', b'\n', ..]) => at + 3,
-                _ => continue,
-            };
-            self.seen = 0;
-            return if from + length <= limit { Ok(Some(from + length)) } else { Err(too_long(buffer)) };
-        }
-        self.seen = buffer.len();
-        if buffer.len() > limit { Err(too_long(buffer)) } else { Ok(None) }
-    }
-}
-
-/// The length of an empty line at the beginning.
-fn empty_line(buffer: &[u8]) -> Option<usize> {
-    match buffer {
-        [b'\r', b'\n', ..] => Some(2),
-        [b'\n', ..] => Some(1),
-        _ => None,
-    }
-}
-
-fn too_long(buffer: &[u8]) -> Refusal {
+/// Of a head that is longer than it may be.
+pub(super) fn too_long(buffer: &[u8]) -> Refusal {
     // No line end where the limit ends: it is the target that is too long.
     if buffer.contains(&b'\n') {
         Refusal {
@@ -312,32 +259,8 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_head_is_found_byte_by_byte() {
-        for text in ["\r\n\r\nGET / HTTP/1.1\r\nA: b\r\n\r\nBODY", "GET / HTTP/1.1\nA: b\n\nBODY"] {
-            let mut search = Search::default();
-            let mut buffer = BytesMut::new();
-            let mut found = None;
-            for byte in text.bytes() {
-                buffer.extend_from_slice(&[byte]);
-                found = search.end(&mut buffer, 100).unwrap();
-                if found.is_some() {
-                    break;
-                }
-            }
-            let head = text.trim_start().strip_suffix("BODY").unwrap();
-            assert_eq!(found, Some(head.len()), "{text:?}");
-            assert_eq!(&buffer[..], head.as_bytes());
-        }
-    }
-
-    #[test]
-    fn a_head_has_a_limit() {
-        let end = |text: &str| {
-            Search::default().end(&mut BytesMut::from(text), 10).map_err(|refusal| refusal.status.as_u16())
-        };
-        assert_eq!(end("GET /aaaaaaaaaaa"), Err(414));
-        assert_eq!(end("GET /\r\nA: bbbbbbb\r\n"), Err(431));
-        assert_eq!(end("GET /\r\nA: bbbbbbb\r\n\r\n"), Err(431));
-        assert_eq!(end("GET /"), Ok(None));
+    fn what_is_too_long_is_told() {
+        assert_eq!(too_long(b"GET /aaaaaaaaaaa").status, StatusCode::URI_TOO_LONG);
+        assert_eq!(too_long(b"GET /\r\nA: bbbb").status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
 }

@@ -1,37 +1,25 @@
 //! The bytes of one connection, shared by its loop and the body being read from it.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::BytesMut;
+use foregate_exchange::http1::{Broken, Framing, Output, Piece};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
-
-use super::chunked::{Broken, Piece};
-use super::head::Framing;
 
 /// Room for one read of a head, and of a body.
 const HEAD_READ: usize = 4 * 1024;
 const BODY_READ: usize = 32 * 1024;
-/// Pieces of a response smaller than this are copied together; larger ones are written from where they are.
-const COPY_BELOW: usize = 8 * 1024;
-/// What may wait to be written before the body is asked for more.
-const WRITE_BEFORE_MORE: usize = 64 * 1024;
-
 /// One thread owns a connection; the cells are borrowed only within a poll.
 pub(super) struct Wire<IO> {
     io: RefCell<IO>,
     /// Read and not yet taken.
     pub(super) input: RefCell<BytesMut>,
-    /// Waits to be written: first the copied bytes, then the large piece. While there is a large piece
-    /// nothing may be copied behind it.
-    output: RefCell<BytesMut>,
-    large: RefCell<Bytes>,
-    /// The large piece was a chunk whose CR LF is still owed.
-    owes_chunk_end: Cell<bool>,
-    flushed: Cell<bool>,
+    /// Waits to be written.
+    pub(super) output: RefCell<Output>,
     /// The body of the request under way.
     pub(super) framing: RefCell<Framing>,
     /// The client waits for a 100 before it sends its body.
@@ -52,9 +40,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
             io: RefCell::new(io),
             input: RefCell::new(first),
             output: RefCell::default(),
-            large: RefCell::default(),
-            owes_chunk_end: Cell::new(false),
-            flushed: Cell::new(true),
             framing: RefCell::new(Framing::None),
             owes_continue: Cell::new(false),
             body_waker: Cell::new(None),
@@ -74,26 +59,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
 
     /// Whether the request's body has been read to its end.
     pub(super) fn body_is_done(&self) -> bool {
-        match &*self.framing.borrow() {
-            Framing::None | Framing::Length(0) => true,
-            Framing::Length(_) => false,
-            Framing::Chunked(chunked) => chunked.is_done(),
-        }
+        self.framing.borrow().is_done()
     }
 
     /// The next piece of the request's body from what has been read.
     pub(super) fn decode(&self) -> Result<Piece, Broken> {
-        let mut input = self.input.borrow_mut();
-        match &mut *self.framing.borrow_mut() {
-            Framing::None | Framing::Length(0) => Ok(Piece::End),
-            Framing::Length(_) if input.is_empty() => Ok(Piece::More),
-            Framing::Length(left) => {
-                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
-                *left -= n as u64;
-                Ok(Piece::Data(input.split_to(n).freeze()))
-            }
-            Framing::Chunked(chunked) => chunked.decode(&mut input),
-        }
+        self.framing.borrow_mut().decode(&mut self.input.borrow_mut())
     }
 
     /// The body waits for bytes.
@@ -142,73 +113,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
 
     /// Appends to what is to be written.
     pub(super) fn put(&self, write: impl FnOnce(&mut BytesMut)) {
-        write(&mut self.output.borrow_mut());
-    }
-
-    /// Appends a piece of a body, by reference if it is large. There must be room.
-    pub(super) fn put_data(&self, data: &Bytes) {
-        if data.len() < COPY_BELOW {
-            self.output.borrow_mut().put_slice(data);
-        } else {
-            *self.large.borrow_mut() = data.clone();
-        }
-    }
-
-    /// Ends the chunk whose data was just put.
-    pub(super) fn end_chunk(&self) {
-        if self.large.borrow().is_empty() {
-            self.output.borrow_mut().put_slice(b"\r\n");
-        } else {
-            self.owes_chunk_end.set(true);
-        }
-    }
-
-    /// Whether more of a response may be put before a write.
-    pub(super) fn has_room(&self) -> bool {
-        self.large.borrow().is_empty() && self.output.borrow().len() < WRITE_BEFORE_MORE
-    }
-
-    pub(super) fn has_output(&self) -> bool {
-        !self.flushed.get() || !self.output.borrow().is_empty() || !self.large.borrow().is_empty()
+        write(self.output.borrow_mut().bytes());
     }
 
     /// Writes what waits, without flushing layers below. `Ready` when nothing waits here any more.
     pub(super) fn poll_write(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let (mut io, mut output, mut large) =
-            (self.io.borrow_mut(), self.output.borrow_mut(), self.large.borrow_mut());
-        while !(output.is_empty() && large.is_empty()) {
-            let mut io = Pin::new(&mut *io);
-            let n = if output.is_empty() {
-                ready!(io.as_mut().poll_write(cx, &large))?
-            } else if large.is_empty() || !io.is_write_vectored() {
-                ready!(io.as_mut().poll_write(cx, &output))?
-            } else {
-                let slices = [IoSlice::new(&output), IoSlice::new(&large)];
-                ready!(io.as_mut().poll_write_vectored(cx, &slices))?
-            };
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.flushed.set(false);
-            let copied = n.min(output.len());
-            output.advance(copied);
-            let uncopied = (n - copied).min(large.len());
-            large.advance(uncopied);
-            if large.is_empty() && self.owes_chunk_end.take() {
-                output.put_slice(b"\r\n");
-            }
-        }
-        Poll::Ready(Ok(()))
+        self.output.borrow_mut().poll_write(&mut *self.io.borrow_mut(), cx)
     }
 
     /// Writes what waits and flushes it to the socket.
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_write(cx))?;
-        if !self.flushed.get() {
-            ready!(Pin::new(&mut *self.io.borrow_mut()).poll_flush(cx))?;
-            self.flushed.set(true);
-        }
-        Poll::Ready(Ok(()))
+        self.output.borrow_mut().poll_flush(&mut *self.io.borrow_mut(), cx)
     }
 
     pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -89,8 +89,9 @@ impl Forwarding<'_> {
             let reused = link.reused();
             let cookie = pool.sticky_cookie(cookies.as_ref().unwrap_or(&headers), index, secure);
             // Whoever keeps connections open meets one that the VM is just closing; only then, or when
-            // the method allows it, is a second copy of the head needed.
-            let spare = (left > 0 && (reused || repeatable)).then(|| headers.clone());
+            // the method allows it, is the head needed again.
+            let may_repeat = left > 0 && (reused || repeatable);
+            let copy = (may_repeat && !link.returns_fields()).then(|| headers.clone());
             let outgoing = Outgoing {
                 method: self.method.clone(),
                 target: target.clone(),
@@ -108,8 +109,9 @@ impl Forwarding<'_> {
                     endpoint.vitals.observe_latency(begun.elapsed(), self.worker.now_nanos());
                     return Ok(self.receive(response, cookie));
                 }
-                Err(SendError { failure, unsent }) => {
+                Err(SendError { failure, unsent, headers: returned }) => {
                     let untouched = unsent.is_some();
+                    let spare = copy.or(returned).filter(|_| may_repeat);
                     let again = match (spare, unsent) {
                         (Some(spare), Some(unsent)) => Some((spare, unsent)),
                         (Some(spare), None) if repeatable && failure.kind() == Kind::Reset => {

@@ -1,4 +1,4 @@
-//! What hyper can and cannot do at the edge and towards the VMs.
+//! What hyper can and cannot do at the edge and towards VMs over HTTP/2.
 //!
 //! Each test asks one thing the gateway must do and asserts what hyper really does, right or wrong:
 //! literal bytes in, literal bytes out. `docs/hyper.md` has one row per test and the decision drawn
@@ -12,7 +12,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod body;
-mod http1_client;
 mod http1_server;
 mod http2_client;
 mod http2_server;

@@ -11,7 +11,7 @@ const MAX_TRAILER_FIELDS: usize = 32;
 
 /// A decoder of one body.
 #[derive(Debug, Default)]
-pub(super) struct Chunked {
+pub struct Chunked {
     state: State,
 }
 
@@ -27,9 +27,9 @@ enum State {
     Broken(Broken),
 }
 
-/// What came out.
+/// What came out of a body's framing.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Piece {
+pub enum Piece {
     Data(Bytes),
     Trailers(HeaderMap),
     End,
@@ -40,15 +40,20 @@ pub(super) enum Piece {
 /// The body breaks its framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Broken(pub(super) &'static str);
+pub struct Broken(pub &'static str);
 
 impl Chunked {
-    pub(super) fn is_done(&self) -> bool {
+    /// Whether the end of the body has been read.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
     /// Takes the next piece from the front of the buffer. Once broken it stays broken.
-    pub(super) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Piece, Broken> {
+    ///
+    /// # Errors
+    /// The body breaks its framing.
+    pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<Piece, Broken> {
         let piece = self.step(buffer);
         if let Err(broken) = piece {
             self.state = State::Broken(broken);

@@ -1,0 +1,215 @@
+//! A response's body, read from its connection as the client takes it.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use foregate_exchange::deadline::Deadline;
+use foregate_exchange::http1::{Framing, Piece};
+use foregate_exchange::{Failure, Kind, head};
+use foregate_routing::InFlight;
+use http_body::{Frame, SizeHint};
+use tokio::task::AbortHandle;
+
+use super::{BODY_READ, Http1, Stop};
+use crate::client::Shelf;
+
+pub(super) struct Download {
+    drive: Drive,
+    /// `None`: the body ends with the connection.
+    framing: Option<Framing>,
+    over: bool,
+    /// How long the VM may pause.
+    idle: Option<Duration>,
+    /// Where the connection is not at hand, whose own is taken otherwise.
+    deadline: Deadline,
+    _in_flight: InFlight,
+}
+
+/// Who moves the connection.
+pub(super) enum Drive {
+    /// The body alone; with the shelf it goes back to, if it may.
+    Inline(Box<Http1>, Option<Rc<Shelf>>),
+    /// A task beside it, which sends the rest of the request.
+    Beside(Rc<Shared>, AbortHandle),
+    Done,
+}
+
+/// A connection that is read by a body and written by a task.
+pub(super) struct Shared {
+    /// Taken out when the client broke off its request: the VM must not take what it got for all of it.
+    http1: RefCell<Option<Box<Http1>>>,
+    reader: Cell<Option<Waker>>,
+}
+
+impl Download {
+    pub(super) fn new(
+        drive: Drive,
+        framing: Option<Framing>,
+        idle: Option<Duration>,
+        in_flight: InFlight,
+    ) -> Download {
+        let over = framing.as_ref().is_some_and(Framing::is_done);
+        Download { drive, framing, over, idle, deadline: Deadline::default(), _in_flight: in_flight }
+    }
+
+    /// The next piece of the body from what the connection has read.
+    fn decode(&mut self) -> Result<Piece, Failure> {
+        let Download { drive, framing, .. } = self;
+        drive.with(|http1| {
+            let Some(http1) = http1 else { return Err(Kind::Truncated.into()) };
+            match framing {
+                Some(framing) => framing
+                    .decode(&mut http1.input)
+                    .map_err(|broken| Failure::because(Kind::Truncated, broken)),
+                None if http1.input.is_empty() => Ok(Piece::More),
+                None => Ok(Piece::Data(http1.input.split().freeze())),
+            }
+        })
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, Failure>> {
+        loop {
+            match self.decode()? {
+                Piece::Data(data) => return Poll::Ready(Ok(Some(Frame::data(data)))),
+                Piece::Trailers(mut fields) => {
+                    head::strip_trailers(&mut fields);
+                    return Poll::Ready(Ok(Some(Frame::trailers(fields))));
+                }
+                Piece::End => return Poll::Ready(Ok(None)),
+                Piece::More => {}
+            }
+            let filled = self.drive.with(|http1| match http1 {
+                Some(http1) => http1.poll_fill(cx, BODY_READ),
+                None => Poll::Ready(Ok(0)),
+            });
+            match filled {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(Ok(_)) if self.framing.is_none() => return Poll::Ready(Ok(None)),
+                Poll::Ready(Ok(_)) => return Poll::Ready(Err(Kind::Truncated.into())),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::because(Kind::Truncated, error))),
+                Poll::Pending => {
+                    if let Drive::Beside(shared, _) = &self.drive {
+                        shared.reader.set(Some(cx.waker().clone()));
+                    }
+                    let idle = self.idle;
+                    ready!(self.deadline().poll(cx, idle));
+                    return Poll::Ready(Err(Kind::BodyTimeout.into()));
+                }
+            }
+        }
+    }
+
+    fn deadline(&mut self) -> &mut Deadline {
+        match &mut self.drive {
+            Drive::Inline(http1, _) => &mut http1.deadline,
+            Drive::Beside(..) | Drive::Done => &mut self.deadline,
+        }
+    }
+
+    /// Nothing more is read for this body.
+    fn finish(&mut self) {
+        self.over = true;
+        // An upload beside it goes on: its task holds the connection as long as it needs it.
+        if let Drive::Inline(http1, Some(shelf)) = std::mem::replace(&mut self.drive, Drive::Done) {
+            http1.recycle(&shelf);
+        }
+    }
+}
+
+impl Drive {
+    /// The client may not read before it has sent everything, so the upload must go on by itself.
+    pub(super) fn beside(http1: Box<Http1>) -> Drive {
+        let shared = Rc::new(Shared { http1: RefCell::new(Some(http1)), reader: Cell::default() });
+        let writer = shared.clone();
+        let task = tokio::task::spawn_local(async move {
+            let sent = poll_fn(|cx| match &mut *writer.http1.borrow_mut() {
+                Some(http1) => http1.poll_send(cx, &mut false),
+                None => Poll::Ready(Ok(())),
+            });
+            if let Err(Stop::Client(_)) = sent.await {
+                writer.http1.take();
+                if let Some(reader) = writer.reader.take() {
+                    reader.wake();
+                }
+            }
+        });
+        Drive::Beside(shared, task.abort_handle())
+    }
+
+    fn with<T>(&mut self, act: impl FnOnce(Option<&mut Http1>) -> T) -> T {
+        match self {
+            Drive::Inline(http1, _) => act(Some(http1)),
+            Drive::Beside(shared, _) => act(shared.http1.borrow_mut().as_deref_mut()),
+            Drive::Done => act(None),
+        }
+    }
+
+    /// Closes the connection.
+    fn give_up(&mut self) {
+        if let Drive::Beside(_, task) = self {
+            task.abort();
+        }
+        *self = Drive::Done;
+    }
+}
+
+impl http_body::Body for Download {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(self.poll(cx));
+        self.deadline().clear();
+        Poll::Ready(match frame {
+            Ok(Some(frame)) => {
+                // The last piece: the connection is free before it is written.
+                if self.framing.as_ref().is_some_and(Framing::is_done) {
+                    self.finish();
+                }
+                Some(Ok(frame))
+            }
+            Ok(None) => {
+                self.finish();
+                None
+            }
+            Err(failure) => {
+                // Whatever it still says is not to be trusted.
+                self.over = true;
+                self.drive.give_up();
+                Some(Err(failure))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.framing {
+            Some(framing) => framing.size_hint(),
+            None if self.over => SizeHint::with_exact(0),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if !self.over {
+            // The client is gone: so is our interest in the rest.
+            self.drive.give_up();
+        }
+    }
+}
