@@ -316,25 +316,34 @@ async fn a_body_until_close_is_whole() {
 }
 
 fn never_ending() -> OriginBuilder {
-    origin().on("/waiting", |call| Box::pin(call.gone())).on("/talking", |call| {
-        Box::pin(async move {
-            call.start(200, &Fields::new(), None).await;
-            while call.write(block()).await.is_ok() {}
-            call.gone().await;
+    origin()
+        .on("/waiting", |call| Box::pin(call.gone()))
+        .on("/talking", |call| {
+            Box::pin(async move {
+                call.start(200, &Fields::new(), None).await;
+                while call.write(block()).await.is_ok() {}
+                call.gone().await;
+            })
         })
-    })
+        .on("/pausing", |call| {
+            Box::pin(async move {
+                call.start(200, &Fields::new(), None).await;
+                let _ = call.write(block()).await;
+                call.gone().await;
+            })
+        })
 }
 
-/// Nobody is waiting any more: the VM is told, before its answer and in the middle of it.
+/// Nobody is waiting any more: the VM is told, before its answer and in the middle of it, also where it pauses.
 async fn cancels(vanish: impl Fn(Client, Exchange)) {
     for (vm, gw) in both_kinds(never_ending).await {
         for version in Version::ALL {
-            for target in ["/waiting", "/talking"] {
+            for target in ["/waiting", "/talking", "/pausing"] {
                 vm.forget();
                 let client = gw.client(version, "shop.test").await;
                 let mut exchange = client.open(&get(target)).await.unwrap();
                 vm.saw("the request", |r| r.target == target).await;
-                if target == "/talking" {
+                if target != "/waiting" {
                     exchange.down.head(&mut Vec::new()).await.unwrap();
                     assert!(exchange.down.data().await.unwrap().is_some());
                 }

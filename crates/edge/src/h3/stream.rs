@@ -193,15 +193,23 @@ async fn respond(
     let bodiless = announce_length(&mut head, &body, head_only);
     send.head(head.status, &head.headers);
     let mut deadline = Deadline::default();
+    let mut stopped = pin!(None);
     while !bodiless && !body.is_end_stream() {
         let frame = poll_fn(|cx| {
             if let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
                 return Poll::Ready(Ok(frame));
             }
             // What is there goes out while more is waited for.
-            match send.poll_flush(cx) {
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                _ => Poll::Pending,
+            if let Poll::Ready(Err(error)) = send.poll_flush(cx) {
+                return Poll::Ready(Err(error));
+            }
+            // A VM that says nothing for long, as one with events does, must hear of it too when nobody listens.
+            if stopped.is_none() {
+                stopped.set(Some(send.stopped()));
+            }
+            match stopped.as_mut().as_pin_mut() {
+                Some(stopped) => stopped.poll(cx).map(Err),
+                None => Poll::Pending,
             }
         });
         match frame.await? {
