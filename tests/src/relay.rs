@@ -63,8 +63,9 @@ pub struct Relay {
     task: JoinHandle<()>,
 }
 
-/// Where the sockets towards the gateway are bound, and how often that was said.
-type Side = watch::Sender<(usize, IpAddr)>;
+/// Where the sockets towards the gateway are bound, whether anybody hears what comes to them, and how often that
+/// was said.
+type Side = watch::Sender<(usize, IpAddr, bool)>;
 
 impl Relay {
     /// Starts a relay on a free port of 127.0.0.1 that passes everything on to `gateway`.
@@ -80,7 +81,7 @@ impl Relay {
     async fn launch(gateway: SocketAddr, weather: Weather, seen: Seen) -> Relay {
         let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
         let address = socket.local_addr().unwrap();
-        let (side, _) = watch::channel((0, Ipv4Addr::LOCALHOST.into()));
+        let (side, _) = watch::channel((0, Ipv4Addr::LOCALHOST.into(), true));
         let (held, _) = watch::channel(false);
         let ways = Ways { gateway, weather, seen: seen.clone(), held: held.subscribe() };
         let task = tokio::spawn(serve(socket, ways, side.clone()));
@@ -95,7 +96,13 @@ impl Relay {
     /// What comes from a client from now on reaches the gateway from a new port of this address, and what the
     /// gateway sends to the old port is lost.
     pub fn rebind(&self, from: &str) {
-        move_to(&self.side, Some(from.parse().unwrap()));
+        move_to(&self.side, Some(from.parse().unwrap()), true);
+    }
+
+    /// What comes from a client from now on bears this address, which is somebody else's: what the gateway sends
+    /// there does not reach the client.
+    pub fn forge(&self, from: &str) {
+        move_to(&self.side, Some(from.parse().unwrap()), false);
     }
 
     /// Where clients find it.
@@ -125,8 +132,8 @@ impl Relay {
 }
 
 /// The next datagrams go from new ports, of another address if one is given.
-fn move_to(side: &Side, to: Option<IpAddr>) {
-    side.send_modify(|(times, address)| (*times, *address) = (*times + 1, to.unwrap_or(*address)));
+fn move_to(side: &Side, to: Option<IpAddr>, heard: bool) {
+    side.send_modify(|now| *now = (now.0 + 1, to.unwrap_or(now.1), heard));
 }
 
 impl Drop for Relay {
@@ -171,7 +178,8 @@ struct Ways {
 struct Path {
     socket: Arc<UdpSocket>,
     side: usize,
-    answers: AbortHandle,
+    /// None where what comes is lost.
+    answers: Option<AbortHandle>,
 }
 
 async fn serve(socket: Arc<UdpSocket>, ways: Ways, side: Side) {
@@ -197,19 +205,20 @@ async fn serve(socket: Arc<UdpSocket>, ways: Ways, side: Side) {
             }
             due = line.next() => due,
             () = tick(&mut hops) => {
-                move_to(&side, None);
+                move_to(&side, None, true);
                 continue;
             }
         };
-        let (now, address) = *side.borrow();
+        let (now, address, heard) = *side.borrow();
         if paths.get(&client).is_none_or(|path| path.side != now) {
             let path = Arc::new(UdpSocket::bind((address, 0)).await.unwrap());
             path.connect(gateway).await.unwrap();
             let line = seen.line(weather, paths.len() as u64 + 1);
-            let answer = answer(socket.clone(), path.clone(), client, line, seen.clone(), held.clone());
-            let answers = answers.spawn(answer);
-            if let Some(old) = paths.insert(client, Path { socket: path, side: now, answers }) {
-                old.answers.abort();
+            let answer = || answer(socket.clone(), path.clone(), client, line, seen.clone(), held.clone());
+            let answers = heard.then(|| answers.spawn(answer()));
+            let old = paths.insert(client, Path { socket: path, side: now, answers });
+            if let Some(answers) = old.and_then(|old| old.answers) {
+                answers.abort();
             }
         }
         seen.note(Direction::ToGateway, client, &payload);

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use foregate_tests::{
     Authority, Client, Direction, Fields, Gateway, GatewayBuilder, Origin, PATIENCE, Packet, Relay, Version,
-    digest_of, eventually, gateway, get, origin, within,
+    digest_of, eventually, eventually_async, gateway, get, origin, within,
 };
 use quinn::{
     ClientConfig, Connecting, Endpoint, TokenStore,
@@ -116,6 +116,104 @@ async fn connections_outlive_clients_that_move() {
     for address in ["127.0.0.1", "127.0.0.2", "127.0.0.3"] {
         survive(&vm, &may_begin, &clients, || clients.iter().for_each(|client| client.rebind(address))).await;
     }
+    gw.stop().await;
+}
+
+/// The VM answers everything with 200, and the gateway what comes to `/office` from 127.0.0.9 with 204. What that
+/// address says of clients behind it is believed.
+async fn office(vm: &Origin) -> Gateway {
+    let route = "[[sites.\"shop.test\".routes]]\npaths = \"/office\"\nwhen = { client_ips = \"127.0.0.9\" }\n\
+                 respond = { status = 204 }";
+    builder(vm).toml(route).server("trusted_proxies", "\"127.0.0.9\"").start().await
+}
+
+/// Asks at the VM until it is told that the client is at this address. Returns what it was told before.
+async fn told_at_last(vm: &Origin, client: &Client, address: &str) -> HashSet<String> {
+    vm.forget();
+    eventually_async("the VM is told of the new address", || async {
+        assert_eq!(client.send(&get("/")).await.unwrap().status, 200);
+        let last = vm.requests().pop().unwrap();
+        (last.fields.all("x-forwarded-for") == [address]).then_some(())
+    })
+    .await;
+    let told = vm.requests().into_iter();
+    told.flat_map(|request| request.fields.get("x-forwarded-for").map(str::to_owned))
+        .filter(|told| told != address)
+        .collect()
+}
+
+/// What makes a client go on from another address.
+type Going<'a> = &'a dyn Fn(&str);
+
+/// Requests that begin after a client has moved are those of its new address, once that is proven; until then they
+/// are those of the old one.
+#[tokio::test]
+async fn who_has_moved_is_known_by_the_new_address() {
+    let vm = origin().start().await;
+    let gw = office(&vm).await;
+    let nat = Relay::start(gw.dial("shop.test").https).await;
+    let mut through = gw.dial("shop.test");
+    through.https = nat.address();
+    let direct = gw.client(Version::H3, "shop.test").await;
+    let behind_nat = Client::connect(&through, Version::H3).await.unwrap();
+    let cases: [(&Client, Going<'_>); 2] =
+        [(&direct, &|to| direct.rebind(to)), (&behind_nat, &|to| nat.rebind(to))];
+    for (client, go) in cases {
+        let mut old = "127.0.0.1";
+        for new in ["127.0.0.2", "127.0.0.3"] {
+            assert_eq!(client.send(&get("/office")).await.unwrap().status, 200, "{old}");
+            go(new);
+            let told = told_at_last(&vm, client, new).await;
+            assert!(told.iter().all(|told| told == old), "from {old} to {new}: {told:?}");
+            old = new;
+        }
+        // By the new address goes what may be asked for, too. A trusted proxy is no client, so there is no VM
+        // that could be asked.
+        go("127.0.0.9");
+        eventually_async("the office is open", || async {
+            (client.send(&get("/office")).await.unwrap().status == 204).then_some(())
+        })
+        .await;
+        assert_eq!(client.quic().close_reason(), None);
+    }
+    gw.stop().await;
+}
+
+/// Whoever has a connection can send from an address that is not his own (RFC 9000, section 21.5.6). That gains
+/// him nothing: before the gateway has heard that he gets what is sent there, his requests are those of his own.
+#[tokio::test]
+async fn a_forged_address_gives_no_rights() {
+    const REQUESTS: usize = 10;
+    let vm = origin().start().await;
+    let gw = office(&vm).await;
+    let relay = Relay::start(gw.dial("shop.test").https).await;
+    let mut dial = gw.dial("shop.test");
+    dial.https = relay.address();
+    let client = Client::connect(&dial, Version::H3).await.unwrap();
+    assert_eq!(client.send(&get("/office")).await.unwrap().status, 200);
+    vm.forget();
+
+    let mut running = Vec::new();
+    for number in 0..REQUESTS {
+        // Each from another port, so that the gateway never gives up finding out.
+        relay.forge("127.0.0.9");
+        let target = format!("/office?{number}");
+        let request = get(&target).field("x-forwarded-for", "192.0.2.1");
+        running.push(client.open(&request).await.unwrap());
+        let seen = vm.saw("the request", |request| request.target == target).await;
+        assert_eq!(seen.fields.all("x-forwarded-for"), ["127.0.0.1"], "{number}");
+    }
+    // The answers were on their way to somebody else; the client hears them when it is where it was.
+    relay.rebind("127.0.0.1");
+    for mut exchange in running {
+        assert_eq!(exchange.down.whole().await.expect("an answer").status, 200);
+    }
+    // And it is the address that did it, not the place of the test.
+    relay.rebind("127.0.0.9");
+    eventually_async("the office is open", || async {
+        (client.send(&get("/office")).await.unwrap().status == 204).then_some(())
+    })
+    .await;
     gw.stop().await;
 }
 

@@ -12,8 +12,8 @@ use foregate_http3::{Code, Connection, Error, Incoming, Settings};
 
 use crate::deadline::Deadline;
 use crate::drain::Phase;
-use crate::peer::Peer;
-use crate::quic::Handshake;
+use crate::peer::{Peer, canonical};
+use crate::quic::{Handshake, proven_address};
 use crate::streams::Streams;
 use crate::worker::Worker;
 
@@ -48,7 +48,7 @@ enum Event {
 /// Serves a connection to its end.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
-    peer: Rc<Peer>,
+    mut peer: Rc<Peer>,
     quic: quinn::Connection,
     handshake: Rc<Handshake>,
 ) {
@@ -100,6 +100,7 @@ pub(crate) async fn serve(
         };
         match event {
             Event::Request(incoming) => {
+                follow(&mut peer, connection.quic());
                 let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::begin(&streams));
                 let handshake = handshake.clone();
                 tokio::task::spawn_local(async move {
@@ -126,4 +127,16 @@ pub(crate) async fn serve(
         }
     }
     connection.close(Code::H3_NO_ERROR);
+}
+
+/// Learns where a client is that has moved. What it may do depends on that, so the old address holds until the
+/// new one is proven, and for requests that began before: none of them sees two addresses.
+fn follow(peer: &mut Rc<Peer>, quic: &quinn::Connection) {
+    // Nearly always it is where it was, and no more is asked.
+    if canonical(quic.remote_address()) != peer.address
+        && let Some(address) = proven_address(quic)
+    {
+        tracing::debug!(peer = %peer.address, %address, "the client has moved");
+        *peer = Rc::new(peer.at(address));
+    }
 }

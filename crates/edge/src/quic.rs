@@ -12,6 +12,7 @@ mod cid;
 mod endpoint;
 mod handshake;
 mod keys;
+mod path;
 mod relay;
 mod socket;
 mod steer;
@@ -26,6 +27,7 @@ use quinn::{AsyncUdpSocket, EndpointConfig};
 pub(crate) use endpoint::{accept, server_config};
 pub(crate) use handshake::Handshake;
 pub use keys::Keys;
+pub(crate) use path::proven_address;
 pub use steer::{Group, Set, Sets};
 
 use relay::Inbox;

@@ -11,6 +11,7 @@ use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Endpoint, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
 use tokio::time::timeout;
 
+use super::path::Paths;
 use super::{Handshake, Keys};
 use crate::drain::Phase;
 use crate::h3;
@@ -71,10 +72,14 @@ fn transport(settings: &Settings) -> Result<TransportConfig, quinn::VarIntBounds
         .keep_alive_interval(Some(settings.timeouts.keep_alive.map_or(PING, |limit| (limit / 3).min(PING))))
         .max_idle_timeout(idle);
     match settings.http3.congestion {
-        Congestion::Cubic => transport.congestion_controller_factory(Arc::new(CubicConfig::default())),
-        Congestion::Bbr => transport.congestion_controller_factory(Arc::new(BbrConfig::default())),
+        Congestion::Cubic => transport.congestion_controller_factory(paths(CubicConfig::default())),
+        Congestion::Bbr => transport.congestion_controller_factory(paths(BbrConfig::default())),
     };
     Ok(transport)
+}
+
+fn paths<F>(controllers: F) -> Arc<Paths<F>> {
+    Arc::new(Paths(Arc::new(controllers)))
 }
 
 /// Accepts connections until the worker drains.
@@ -223,7 +228,7 @@ async fn handshake(
     let site = sni.as_deref().and_then(|sni| live.routing.host(sni, local.ip()));
     let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
     let tls = Some(TlsPeer { sni, certificate, floor });
-    let peer = Rc::new(Peer { address, local, tls, _permit: permit });
+    let peer = Rc::new(Peer { address, local, tls, _permit: Rc::new(permit) });
     worker.advertising.came(&peer);
     h3::serve(worker, peer, connection, handshake).await;
 }
