@@ -26,13 +26,16 @@ class Answer:
         self.heads = []
         self.body = bytearray()
         self.reset = None
+        self.begun = asyncio.Event()
         self.done = asyncio.get_running_loop().create_future()
 
     def finish(self):
+        self.begun.set()
         if not self.done.done():
             self.done.set_result(self)
 
     def fail(self, why):
+        self.begun.set()
         if not self.done.done():
             self.done.set_exception(ConnectionError(why))
 
@@ -101,6 +104,7 @@ class Client(QuicConnectionProtocol):
                     answer.heads.append(head)
             elif isinstance(told, DataReceived):
                 answer.body += told.data
+                answer.begun.set()
             if getattr(told, "stream_ended", False):
                 answer.finish()
 

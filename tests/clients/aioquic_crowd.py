@@ -1,4 +1,7 @@
-"""aioquic with several connections on one UDP socket, all of which move to another port between two requests."""
+"""aioquic with several connections on one UDP socket, which all of them leave for others, with requests under way.
+
+First each asks for `path`. Then, for each address of `moves`: each asks for `large`, and when that has begun all go
+on from a new socket of that address with new connection ids, and ask for `path` until the answer is the address."""
 
 import argparse
 import asyncio
@@ -31,18 +34,18 @@ class Crowd:
         self.options = options
         self.clients = []
 
-    async def bind(self):
+    async def bind(self, address):
         loop = asyncio.get_running_loop()
         # Not closed before the others are used: the last answers may still come to the old port.
         transport, _ = await loop.create_datagram_endpoint(
-            lambda: Socket(self.clients), local_addr=("127.0.0.1", 0)
+            lambda: Socket(self.clients), local_addr=(address, 0)
         )
         for client in self.clients:
             client._transport = transport
         return transport
 
     async def connect(self):
-        transport = await self.bind()
+        transport = await self.bind("127.0.0.1")
         for _ in range(self.options.count):
             configuration = QuicConfiguration(
                 is_client=True,
@@ -59,10 +62,23 @@ class Crowd:
             client.connect(("127.0.0.1", self.options.port))
         await asyncio.gather(*(client.wait_connected() for client in self.clients))
 
+    def start(self, path):
+        return [client.start("GET", self.options.host, path) for client in self.clients]
+
     async def ask(self):
-        path = self.options.path
-        answers = (client.request("GET", self.options.host, path) for client in self.clients)
-        return [answer.told() for answer in await asyncio.gather(*answers)]
+        return [(await answer.done).told() for answer in self.start(self.options.path)]
+
+    async def move(self, address):
+        large = self.start(self.options.large)
+        await asyncio.gather(*(answer.begun.wait() for answer in large))
+        await self.bind(address)
+        for client in self.clients:
+            client.change_connection_id()
+        asked = [await self.ask()]
+        while any(answer["text"] != address for answer in asked[-1]):
+            asked.append(await self.ask())
+        large = [(await answer.done).told() for answer in large]
+        return {"address": address, "asked": asked, "large": large}
 
     async def close(self):
         for client in self.clients:
@@ -76,15 +92,16 @@ async def main():
     parser.add_argument("--host", required=True)
     parser.add_argument("--ca", required=True)
     parser.add_argument("--path", default="/")
+    parser.add_argument("--large", required=True)
+    parser.add_argument("--moves", nargs="+", required=True)
     parser.add_argument("--count", type=int, default=4)
     crowd = Crowd(parser.parse_args())
     await crowd.connect()
     before = await crowd.ask()
-    await crowd.bind()
-    after = await crowd.ask()
+    moves = [await crowd.move(address) for address in crowd.options.moves]
     ended = [client.ended for client in crowd.clients]
     await crowd.close()
-    say(before=before, after=after, ended=ended)
+    say(before=before, moves=moves, ended=ended)
 
 
 if __name__ == "__main__":

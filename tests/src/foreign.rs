@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, geteuid, kill_process_group};
+use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -77,6 +77,14 @@ impl Running {
         }
     }
 
+    /// Asks it to end (`SIGTERM`), as somebody does who closes a browser, and waits for that.
+    pub async fn terminate(mut self) -> Finished {
+        if self.child.try_wait().unwrap().is_none() {
+            let _ = kill_process(process(self.child.id()), Signal::TERM);
+        }
+        self.finish().await
+    }
+
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
@@ -111,8 +119,11 @@ impl Drop for Running {
 }
 
 fn kill_group(leader: u32) {
-    let group = i32::try_from(leader).ok().and_then(Pid::from_raw).unwrap();
-    let _ = kill_process_group(group, Signal::KILL);
+    let _ = kill_process_group(process(leader), Signal::KILL);
+}
+
+fn process(id: u32) -> Pid {
+    i32::try_from(id).ok().and_then(Pid::from_raw).unwrap()
 }
 
 /// Runs a program to its end.
