@@ -2,6 +2,8 @@
 // Test code: a broken precondition should stop the test where it stands.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::time::Instant;
+
 use foregate_tests::{
     Client, Dial, Error, Gateway, Origin, Version, eventually, eventually_async, gateway, get, origin,
 };
@@ -92,4 +94,24 @@ async fn connections_beyond_the_limit_of_an_address_are_refused() {
         drop((second, third, other));
     }
     gw.stop().await;
+}
+
+/// The log tells of it whichever version the client speaks, and a flood does not fill it.
+#[tokio::test]
+async fn refusals_over_every_version_are_told_and_not_too_often() {
+    for version in [Version::H1, Version::H3] {
+        let (_vm, gw) = start("connections = 1").await;
+        let dial = gw.dial("shop.test");
+        let _only = admitted_soon(&dial, version).await;
+        let begun = Instant::now();
+        for _ in 0..100 {
+            refused(&dial, version).await;
+        }
+        // Ten lines a second of each worker.
+        let seconds = begun.elapsed().as_secs() as usize + 2;
+        let told = || gw.log().having(&["WARN", "limits.connections reached", "127.0.0.1"]);
+        eventually("a word in the log", || (!told().is_empty()).then_some(())).await;
+        assert!(told().len() <= 2 * 10 * seconds, "{version:?}: {} in {seconds} s", told().len());
+        gw.stop().await;
+    }
 }

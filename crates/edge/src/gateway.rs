@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::advertise::{self, Advertising};
 use crate::diagnostics::Diagnostics;
 use crate::drain::Phase;
-use crate::limit::{Connections, Full};
+use crate::limit::Connections;
 use crate::listen::{BindError, Bound, Listening, Sockets, bind};
 use crate::peer::canonical;
 use crate::quic::{self, Group, Keys, Sets};
@@ -263,13 +263,7 @@ fn admit(
             let worker = worker.clone();
             tokio::task::spawn_local(accept::serve(worker, stream, address, permit, secure));
         }
-        Err(Full::Process) if worker.may_log() => {
-            tracing::warn!(peer = %address, "connection refused: limits.connections reached");
-        }
-        Err(Full::Process) => {}
-        Err(Full::Client) => {
-            tracing::debug!(peer = %address, "connection refused: limits.connections_per_ip reached");
-        }
+        Err(full) => full.log(worker, address),
     }
 }
 

@@ -1,9 +1,11 @@
 //! How many connections there may be: in the process, and from one client.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::worker::Worker;
 
 /// Counts of the whole process, shared by its workers.
 pub(crate) struct Connections {
@@ -24,6 +26,22 @@ pub(crate) struct Permit {
 pub(crate) enum Full {
     Process,
     Client,
+}
+
+impl Full {
+    /// Writes to the log that a connection was refused for it. What the process has no room for concerns
+    /// everybody, but a flood must not fill the log; what one client has too many of is its own affair.
+    pub(crate) fn log(self, worker: &Worker, peer: SocketAddr) {
+        match self {
+            Full::Process if worker.may_log() => {
+                tracing::warn!(%peer, "connection refused: limits.connections reached");
+            }
+            Full::Process => {}
+            Full::Client => {
+                tracing::debug!(%peer, "connection refused: limits.connections_per_ip reached");
+            }
+        }
+    }
 }
 
 impl Connections {

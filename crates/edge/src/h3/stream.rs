@@ -54,7 +54,9 @@ pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, handshake: &Handshak
             return;
         }
         Err(_) => {
-            tracing::info!(peer = %peer.address, "reset: a request head took longer than timeouts.request_head");
+            if worker.may_log() {
+                tracing::info!(peer = %peer.address, "reset: a request head took longer than timeouts.request_head");
+            }
             return incoming.refuse(Code::H3_REQUEST_INCOMPLETE);
         }
     };

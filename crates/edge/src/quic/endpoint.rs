@@ -150,10 +150,13 @@ async fn handshake(
     half_open: Rc<()>,
 ) {
     let address = canonical(incoming.remote_address());
-    let Ok(permit) = worker.connections.admit(address.ip()) else {
-        tracing::debug!(peer = %address, "QUIC connection refused: limit reached");
-        incoming.refuse();
-        return;
+    let permit = match worker.connections.admit(address.ip()) {
+        Ok(permit) => permit,
+        Err(full) => {
+            full.log(&worker, address);
+            incoming.refuse();
+            return;
+        }
     };
     let _open = worker.connected();
     let live = worker.current();
