@@ -1,0 +1,115 @@
+//! Handshakes that nobody goes on with.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use foregate_tests::{Authority, PATIENCE};
+use quinn::{ClientConfig, Endpoint, crypto::rustls::QuicClientConfig};
+use rustls::{RootCertStore, crypto::aws_lc_rs, version::TLS13};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use tokio::net::UdpSocket;
+
+use crate::scene::{Attack, Pace, bear};
+
+const HANDSHAKES: usize = 10_000;
+/// How many are sent each time, and how often: all within two and a half seconds.
+const BURST: usize = 4;
+const EVERY: Duration = Duration::from_millis(1);
+/// Half-open handshakes from which on clients must prove their addresses.
+const HALF_OPEN: u64 = 100;
+/// What a half-open handshake holds: QUIC's state and its three packet spaces, TLS, the certificate on its way
+/// and the buffers it is sent from.
+const HANDSHAKE: u64 = 64 * 1024;
+/// First packets that may wait for the gateway to look at them, and what each takes.
+const INCOMING: u64 = 1024 * 2048;
+/// The limit of the second attack.
+const CONNECTIONS: u64 = 1_000;
+
+/// Ten thousand first packets of clients that are never heard of again.
+pub(crate) fn unproven() -> Attack {
+    Attack {
+        name: "10,000 half-open handshakes",
+        config: "",
+        // Those after the first hundred are sent a Retry, for which nothing is kept.
+        holds: HALF_OPEN * HANDSHAKE + INCOMING,
+        run: flood(),
+    }
+}
+
+/// The same where nobody must prove an address, as if all of them had: then what counts is how many connections
+/// there may be.
+pub(crate) fn held_open() -> Attack {
+    Attack {
+        name: "10,000 handshakes with proven addresses",
+        config: "[server.limits]\nconnections = 1000\n[http3]\naddress_validation = \"never\"\n",
+        holds: CONNECTIONS * HANDSHAKE + INCOMING,
+        run: flood(),
+    }
+}
+
+fn flood() -> Box<dyn FnOnce(foregate_tests::Dial, std::time::Instant) -> crate::scene::Running + Send> {
+    let packets = std::thread::spawn(|| {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap().block_on(first_packets())
+    });
+    let packets = packets.join().unwrap();
+    Box::new(move |dial, until| {
+        Box::pin(async move {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            socket.connect(dial.https).await.unwrap();
+            let mut pace = Pace::new(EVERY, until);
+            let mut rest = packets.chunks(BURST);
+            let mut answer = [0; 2048];
+            while pace.next().await {
+                for packet in rest.next().unwrap_or_default() {
+                    socket.send(packet).await.unwrap();
+                }
+                while socket.try_recv(&mut answer).is_ok() {}
+            }
+            let left = rest.len() * BURST;
+            assert!(left < HANDSHAKES / 4, "{left} were not sent");
+        })
+    })
+}
+
+/// The first packets of as many clients, as small as they may be, made before anything is measured.
+async fn first_packets() -> Vec<Bytes> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(Authority::shared().pem().as_bytes()).unwrap()).unwrap();
+    let mut provider = aws_lc_rs::default_provider();
+    // With a post-quantum key share a first flight has two packets.
+    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519];
+    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h3".to_vec()];
+    let config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+
+    let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let to = nobody.local_addr().unwrap();
+    let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let mut packets = Vec::with_capacity(HANDSHAKES);
+    while packets.len() < HANDSHAKES {
+        let connecting = endpoint.connect_with(config.clone(), to, "shop.test").unwrap();
+        let mut buffer = vec![0; 2048];
+        let received = tokio::time::timeout(PATIENCE, nobody.recv(&mut buffer)).await;
+        buffer.truncate(received.expect("a first packet").unwrap());
+        packets.push(buffer.into());
+        drop(connecting);
+        // It says goodbye, to nobody either.
+        _ = tokio::time::timeout(Duration::from_millis(100), nobody.recv(&mut [0; 2048])).await;
+    }
+    packets
+}
+
+#[tokio::test]
+async fn half_open_handshakes_without_proof_cost_little() {
+    bear(unproven()).await;
+}
+
+#[tokio::test]
+async fn half_open_handshakes_count_as_connections() {
+    bear(held_open()).await;
+}

@@ -1,0 +1,50 @@
+//! Clients that take what they asked for in the smallest pieces.
+
+use std::time::Duration;
+
+use foregate_tests::http3::{Head, Options};
+
+use crate::scene::{Attack, Pace, STREAMS, bear, connection_with};
+
+/// So small that each byte that was read is told at once, and allows one more.
+const WINDOW: u32 = 8;
+/// What is read of a VM's response before anybody wants it: a connection to a VM has a buffer of so much.
+const READ_AHEAD: u64 = 256 * 1024;
+
+/// As many large responses at a time as there may be, and one byte of one of them each millisecond.
+pub(crate) fn by_single_bytes() -> Attack {
+    Attack {
+        name: "reads by single bytes",
+        config: "",
+        holds: STREAMS * READ_AHEAD,
+        run: Box::new(|dial, until| {
+            Box::pin(async move {
+                let options = Options { window: WINDOW, ..Options::default() };
+                let (client, _control) = connection_with(&dial, options).await;
+                let mut streams = Vec::new();
+                for _ in 0..STREAMS {
+                    streams.push(client.request(Head::get("/large").frame()).await);
+                }
+                let mut pace = Pace::new(Duration::from_millis(1), until);
+                let mut read = 0;
+                while pace.next().await {
+                    for stream in &mut streams {
+                        let byte = stream.frames.recv.read_chunk(1, true);
+                        let ready = tokio::time::timeout(Duration::ZERO, byte).await;
+                        if let Ok(chunk) = ready {
+                            read += chunk.unwrap().expect("not the end").bytes.len();
+                            break;
+                        }
+                    }
+                }
+                assert!(read > 200, "only {read} bytes were read");
+                assert_eq!(client.quic.close_reason(), None);
+            })
+        }),
+    }
+}
+
+#[tokio::test]
+async fn reads_by_single_bytes_hold_little() {
+    bear(by_single_bytes()).await;
+}

@@ -1,0 +1,165 @@
+//! One gateway, an attacker, and clients that only want to be served.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use foregate_tests::{
+    Client, Dial, Fields, Version, eventually_async, gateway, get,
+    http3::{Connection, Options},
+    origin, within,
+};
+
+const MIB: u64 = 1 << 20;
+/// How long an attack goes on, and how long others are watched before it.
+const ATTACK: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(2);
+/// Between two requests of those that are watched.
+const GAP: Duration = Duration::from_millis(2);
+/// What the usual request of others must not take under an attack. A worker that an attack keeps busy answers
+/// after seconds; one on a machine with other things to do still answers within tens of milliseconds.
+const BORNE: Duration = Duration::from_millis(500);
+/// What the gateway's allocator and its tables may grow by for reasons of their own: about what ten requests
+/// over a new connection of each version cost a gateway that has just started.
+const SLACK: u64 = 4 * MIB;
+
+pub(crate) const STREAMS: u64 = 128;
+pub(crate) const REQUEST_HEAD: u64 = 32 * 1024;
+pub(crate) const LARGE: u64 = 4 * MIB;
+
+pub(crate) type Running = Pin<Box<dyn Future<Output = ()>>>;
+
+/// What somebody does to a gateway.
+pub(crate) struct Attack {
+    pub(crate) name: &'static str,
+    /// Tables of the gateway's configuration.
+    pub(crate) config: &'static str,
+    /// What the gateway may hold for it, in bytes.
+    pub(crate) holds: u64,
+    /// Goes on until the time is over.
+    pub(crate) run: Box<dyn FnOnce(Dial, Instant) -> Running + Send>,
+}
+
+/// What others met.
+pub(crate) struct Outcome {
+    before: [Vec<Duration>; 2],
+    during: [Vec<Duration>; 2],
+}
+
+impl Outcome {
+    /// The p99 during the attack over that before it, of the version that had to wait more.
+    pub(crate) fn ratio(&self) -> f64 {
+        let ratio =
+            |n: usize| share(&self.during[n], 99).as_secs_f64() / share(&self.before[n], 99).as_secs_f64();
+        ratio(0).max(ratio(1))
+    }
+}
+
+/// The time within which so many of a hundred were served.
+fn share(times: &[Duration], percent: usize) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
+}
+
+/// Lets the gateway be attacked, and checks what it must bear.
+pub(crate) async fn bear(attack: Attack) -> Outcome {
+    let Attack { name, config, holds, run } = attack;
+    let vm = origin()
+        .on("/held", |call| Box::pin(call.gone()))
+        .on("/large", |call| {
+            Box::pin(async move {
+                call.start(200, &Fields::new(), Some(LARGE)).await;
+                let _ = call.write_pattern(LARGE).await;
+            })
+        })
+        .start()
+        .await;
+    let gw = gateway().site("shop.test", &vm).toml(config).start().await;
+    let others = [gw.client(Version::H2, "shop.test").await, gw.client(Version::H3, "shop.test").await];
+    let end = Instant::now() + QUIET;
+    let before = watch(&others, || Instant::now() < end).await;
+
+    gw.process.reset_peak();
+    let resident = gw.process.memory("VmRSS");
+    let dial = gw.dial("shop.test");
+    // A thread of its own, so that those who are watched do not wait for the attacker itself.
+    let attacker = std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap().block_on(run(dial, Instant::now() + ATTACK));
+    });
+    let during = watch(&others, || !attacker.is_finished()).await;
+    let grown = gw.process.memory("VmHWM").saturating_sub(resident);
+    attacker.join().expect("the attack went as it should");
+
+    for (n, version) in ["h2", "h3"].into_iter().enumerate() {
+        let figures = |times: &[Duration]| format!("{:.1?} {:.1?}", share(times, 50), share(times, 99));
+        let (before, during) = (figures(&before[n]), figures(&during[n]));
+        eprintln!("{name}: {version} median and p99 before {before}, during {during}");
+    }
+    eprintln!("{name}: grew {} KiB, may grow {} KiB", grown / 1024, (holds + SLACK) / 1024);
+    assert!(grown <= holds + SLACK, "{name}: grew by {} KiB", grown / 1024);
+    for times in &during {
+        let median = share(times, 50);
+        assert!(median <= BORNE, "{name}: others usually waited {median:?}");
+    }
+    for version in Version::ALL {
+        // At the latest when what the attacker has left behind has timed out.
+        eventually_async("new connections are served afterwards", || async {
+            gw.try_request(version, &get("/")).await.ok().filter(|reply| reply.status == 200)
+        })
+        .await;
+    }
+    let panics = gw.log().having(&["panicked"]);
+    assert!(panics.is_empty(), "{name}: {panics:#?}");
+    Outcome { before, during }
+}
+
+/// How long each request takes, one after the other, on connections that stay.
+async fn watch(others: &[Client; 2], go_on: impl Fn() -> bool) -> [Vec<Duration>; 2] {
+    let mut times = [Vec::new(), Vec::new()];
+    while go_on() {
+        for (client, times) in others.iter().zip(&mut times) {
+            let begun = Instant::now();
+            let reply = within("an answer to others", client.send(&get("/"))).await.unwrap();
+            times.push(begun.elapsed());
+            assert_eq!(reply.status, 200, "{:?}", client.version);
+        }
+        tokio::time::sleep(GAP).await;
+    }
+    times
+}
+
+/// An attacker's connection, with its control stream.
+pub(crate) async fn connection(dial: &Dial) -> (Connection, quinn::SendStream) {
+    connection_with(dial, Options::default()).await
+}
+
+pub(crate) async fn connection_with(dial: &Dial, options: Options) -> (Connection, quinn::SendStream) {
+    let client = within("a handshake", Connection::connect(dial, options)).await.unwrap();
+    let control = client.control().await;
+    (client, control)
+}
+
+/// Steps of an attack, at even distances, until the time is over.
+pub(crate) struct Pace {
+    until: Instant,
+    ticks: tokio::time::Interval,
+}
+
+impl Pace {
+    pub(crate) fn new(every: Duration, until: Instant) -> Pace {
+        let mut ticks = tokio::time::interval(every);
+        // One that came late must not be made good by a burst.
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        Pace { until, ticks }
+    }
+
+    /// Waits for the next step; false when there is none.
+    pub(crate) async fn next(&mut self) -> bool {
+        self.ticks.tick().await;
+        Instant::now() < self.until
+    }
+}
