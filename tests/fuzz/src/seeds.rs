@@ -10,8 +10,11 @@ use std::path::PathBuf;
 use self::phrases::{Phrase, data, frame, request, section};
 use crate::connection::client::{reading, step};
 
-/// The fuzz targets by their names.
-pub const TARGETS: [(&str, fn(&[u8])); 3] =
+/// A fuzz target: its name, and what takes an input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 3] =
     [("frames", crate::frames), ("qpack", crate::qpack), ("connection", crate::connection)];
 
 /// Where a target's seeds are.

@@ -2,6 +2,9 @@
 // Test code: a broken precondition should stop the test where it stands.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+// Which seed it was is told where the test runner shows it.
+#![allow(clippy::print_stderr)]
+
 use std::collections::BTreeMap;
 
 use foregate_fuzz::seeds::{self, TARGETS};
@@ -33,7 +36,7 @@ fn every_seed_is_borne() {
         let files = files(target);
         assert!(files.len() >= 10, "{target} has {} seeds", files.len());
         for (name, bytes) in &files {
-            println!("{target}/{name}");
+            eprintln!("{target}/{name}");
             run(bytes);
             // And every beginning of it, of the connection a few.
             let step = if target == "connection" { bytes.len().div_ceil(4).max(1) } else { 1 };
