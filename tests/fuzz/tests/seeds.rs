@@ -1,7 +1,6 @@
 //! The fuzz targets, on what the engine begins with and on a few changes to it.
 // Test code: a broken precondition should stop the test where it stands.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
 // Which seed it was is told where the test runner shows it.
 #![allow(clippy::print_stderr)]
 

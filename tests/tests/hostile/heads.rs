@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use foregate_tests::http3::{
-    Head, Stream,
-    code::{H3_EXCESSIVE_LOAD, H3_NO_ERROR},
+    Head, Outcome,
+    code::{H3_MESSAGE_ERROR, H3_NO_ERROR},
     frame::{HEADERS, frame, frame_head, grease},
+    huffman,
+    qpack::integer,
 };
 
 use crate::scene::{Attack, Pace, REQUEST_HEAD, STREAMS, bear, connection};
@@ -99,18 +101,18 @@ pub(crate) fn qpack_bombs() -> Attack {
                 let full = REQUEST_HEAD as usize - 2;
                 let prefix = &[0, 0][..];
                 // Entry 58 counts 101 bytes: HSTS with all there is to say.
-                let references = frame(HEADERS, &[prefix, &vec![0xc0 | 58; full]].concat());
+                let references = |count| frame(HEADERS, &[prefix, &vec![0xc0 | 58; count]].concat());
                 // Five bits for each `a`.
-                let code = foregate_tests::http3::huffman::encode(&vec![b'a'; full]);
-                let text = foregate_tests::http3::qpack::integer(0x50, 4, 1);
-                let length = foregate_tests::http3::qpack::integer(0x80, 7, code.len() as u64);
-                let codes = frame(HEADERS, &[prefix, &text, &length, &code].concat());
+                let code = huffman::encode(&vec![b'a'; full]);
+                let path = [integer(0x50, 4, 1), integer(0x80, 7, code.len() as u64), code].concat();
+                let codes = frame(HEADERS, &[prefix, &path].concat());
                 // Fields with one letter and no value count 33 bytes, and take three.
                 let many = (0..full / 3).fold(prefix.to_vec(), |mut section, n| {
                     section.extend_from_slice(&[0x21, b'a' + (n % 26) as u8, 0]);
                     section
                 });
-                let bombs = [references, codes, frame(HEADERS, &many)];
+                // The second is no larger than it may be, and so is read to its end.
+                let bombs = [references(full), references(full / 102), codes, frame(HEADERS, &many)];
                 let mut connections = Vec::new();
                 for _ in 0..CONNECTIONS {
                     connections.push(connection(&dial).await);
@@ -119,7 +121,7 @@ pub(crate) fn qpack_bombs() -> Attack {
                 let mut answers = tokio::task::JoinSet::new();
                 while pace.next().await {
                     for (n, (client, _)) in connections.iter().enumerate() {
-                        let mut stream: Stream = client.request(&bombs[n % bombs.len()]).await;
+                        let mut stream = client.request(&bombs[n % bombs.len()]).await;
                         answers.spawn(async move { stream.outcome().await });
                     }
                     while answers.len() > UNANSWERED - CONNECTIONS as usize {
@@ -128,12 +130,12 @@ pub(crate) fn qpack_bombs() -> Attack {
                 }
                 assert!(connections.iter().all(|(client, _)| client.quic.close_reason().is_none()));
                 while let Some(outcome) = answers.join_next().await {
-                    use foregate_tests::http3::Outcome;
                     match outcome.unwrap() {
                         Outcome::Answered(answer) => {
-                            assert!(matches!(answer.status, 431 | 400), "{answer:?}")
+                            assert_eq!(answer.status, 431, "{answer:?}");
                         }
-                        Outcome::Reset { code, .. } => assert_ne!(code, H3_EXCESSIVE_LOAD),
+                        // The second has no pseudo-header fields.
+                        Outcome::Reset { code, .. } => assert_eq!(code, H3_MESSAGE_ERROR),
                         Outcome::Lost(why) => panic!("{why}"),
                     }
                 }
