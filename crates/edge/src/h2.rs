@@ -114,10 +114,11 @@ where
         match accepted {
             Some(Ok((request, respond))) => {
                 let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::begin(&streams));
-                tokio::task::spawn_local(async move {
+                // Boxed first: the runtime moves a task several times before it runs, and this one is large.
+                tokio::task::spawn_local(Box::pin(async move {
                     let _open = open;
                     stream::serve(&worker, &peer, request, respond).await;
-                });
+                }));
             }
             Some(Err(error)) => {
                 tracing::debug!(peer = %peer.address, %error, "HTTP/2 connection ended");

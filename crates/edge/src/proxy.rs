@@ -36,12 +36,13 @@ pub(crate) async fn serve(
     let live = worker.current();
     let (parts, body) = request.into_parts();
     let trusted = live.settings.trusts(peer.address.ip());
-    let id = request_id(worker, trusted, &parts.headers);
+    let request_id = request_id(worker, trusted, &parts.headers);
+    let id = request_id.to_str().unwrap_or_default();
     let accept = parts.headers.get(ACCEPT).cloned();
     let refuse = |answer: Answer| {
         let status = answer.status().as_u16();
         tracing::debug!(request_id = %id, peer = %peer.address, status, "request refused");
-        answer.response(accept.as_ref(), &id)
+        answer.response(accept.as_ref(), id)
     };
 
     // Who is asked for.
@@ -81,7 +82,7 @@ pub(crate) async fn serve(
         path,
         query,
         scheme,
-        request_id: &id,
+        request_id: id,
         captures: &[],
     };
     if scheme == "http" && site.redirect_to_https {
@@ -115,6 +116,7 @@ pub(crate) async fn serve(
         normal: &normal,
         variables: &variables,
         authority: &authority,
+        id: &request_id,
         trusted,
         wish: extensions.get::<head::Wish>(),
         early: extensions.get::<head::EarlyData>().is_some(),
@@ -150,15 +152,18 @@ pub(crate) fn takes_early(worker: &Worker, peer: &Peer, parts: &Parts) -> bool {
 }
 
 /// The id a trusted proxy gave the request, or a new one.
-fn request_id(worker: &Worker, trusted: bool, headers: &HeaderMap) -> String {
+fn request_id(worker: &Worker, trusted: bool, headers: &HeaderMap) -> HeaderValue {
     let given = headers.get(head::X_REQUEST_ID).filter(|_| trusted);
-    match given.and_then(|id| id.to_str().ok()) {
+    match given {
         // It is written into answers and logs: letters, digits and the marks ids are made of.
         Some(id)
             if (1..=128).contains(&id.len())
-                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:=+/".contains(&byte)) =>
+                && id
+                    .as_bytes()
+                    .iter()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:=+/".contains(byte)) =>
         {
-            id.to_owned()
+            id.clone()
         }
         _ => worker.request_id(),
     }

@@ -176,11 +176,12 @@ impl Worker {
     }
 
     /// A name for a request: 32 hexadecimal digits.
-    pub(crate) fn request_id(&self) -> String {
+    pub(crate) fn request_id(&self) -> HeaderValue {
         let mut id = String::with_capacity(32);
         // Writing to a String cannot fail.
         _ = write!(id, "{:016x}{:016x}", self.roll(), self.roll());
-        id
+        // Nor can digits be refused.
+        HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 
     /// Nanoseconds on a clock that all of this process's balancers share.

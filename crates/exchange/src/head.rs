@@ -183,7 +183,7 @@ pub struct Origin<'a> {
     /// "http" or "https".
     pub scheme: &'static str,
     /// As the client named it, with a port if it gave one.
-    pub authority: &'a str,
+    pub authority: &'a HeaderValue,
     pub version: Version,
 }
 
@@ -203,13 +203,13 @@ pub fn forwarded(headers: &mut HeaderMap, origin: &Origin<'_>) {
             headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
         }
         if !headers.contains_key(X_FORWARDED_HOST) {
-            set(headers, X_FORWARDED_HOST, origin.authority);
+            headers.insert(X_FORWARDED_HOST, origin.authority.clone());
         }
     } else {
         drop_claims(headers);
         set(headers, X_FORWARDED_FOR, &origin.peer.to_string());
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
-        set(headers, X_FORWARDED_HOST, origin.authority);
+        headers.insert(X_FORWARDED_HOST, origin.authority.clone());
     }
     let via = match origin.version {
         Version::HTTP_10 => "1.0 foregate",
@@ -368,7 +368,7 @@ mod tests {
             peer: [192, 0, 2, 1].into(),
             trusted: false,
             scheme: "https",
-            authority: "a.test:8443",
+            authority: &HeaderValue::from_static("a.test:8443"),
             version: Version::HTTP_2,
         };
         forwarded(&mut headers, &origin);

@@ -37,6 +37,7 @@ pub(super) struct Forwarding<'a> {
     pub(super) normal: &'a str,
     pub(super) variables: &'a Variables<'a>,
     pub(super) authority: &'a HeaderValue,
+    pub(super) id: &'a HeaderValue,
     pub(super) trusted: bool,
     pub(super) wish: Option<&'a Wish>,
     pub(super) early: bool,
@@ -170,16 +171,14 @@ impl Forwarding<'_> {
             peer: self.peer.address.ip(),
             trusted: self.trusted,
             scheme: self.peer.scheme(),
-            authority: self.authority.to_str().unwrap_or_default(),
+            authority: self.authority,
             version: self.version,
         };
         head::forwarded(headers, &origin);
         if self.early {
             headers.insert(head::EARLY_DATA, HeaderValue::from_static("1"));
         }
-        if let Ok(id) = HeaderValue::from_str(self.variables.request_id) {
-            headers.insert(head::X_REQUEST_ID, id);
-        }
+        headers.insert(head::X_REQUEST_ID, self.id.clone());
         edit(headers, &self.matched.route.policy.request_headers, self.variables);
         headers.remove(HOST);
     }
