@@ -1,8 +1,8 @@
 //! A small HTTP/3 load generator: so many connections, so many requests at a time on each, for so long.
 //!
-//! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds] [fresh]` prints
+//! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds] [fresh | idle]` prints
 //! `REQUESTS requests, FAILED failed, SECONDS s`. With `fresh` every request has a connection of its own, with
-//! a full handshake. It trusts any certificate: it measures, it does not browse.
+//! a full handshake; with `idle` every connection makes one request and is then kept until the time is over. It trusts any certificate: it measures, it does not browse.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its purpose")]
 
@@ -22,6 +22,17 @@ const SOCKET_BUFFER: usize = 4 << 20;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// What is done with a connection.
+#[derive(Clone, Copy)]
+enum Mode {
+    /// So many requests at a time, one after the other.
+    Busy { streams: u64 },
+    /// One request, and then another connection.
+    Fresh,
+    /// One request, and then nothing.
+    Idle,
+}
+
 #[derive(Default)]
 struct Count {
     done: AtomicU64,
@@ -32,7 +43,7 @@ struct Count {
 async fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let Some(url) = words.next() else {
-        eprintln!("usage: h3load URL [connections] [streams] [seconds] [fresh]");
+        eprintln!("usage: h3load URL [connections] [streams] [seconds] [fresh | idle]");
         return ExitCode::from(2);
     };
     let number =
@@ -40,8 +51,12 @@ async fn main() -> ExitCode {
     let connections = number(words.next(), 64);
     let streams = number(words.next(), 10);
     let seconds = number(words.next(), 5);
-    let fresh = words.next().as_deref() == Some("fresh");
-    match run(&url, connections, streams, Duration::from_secs(seconds), fresh).await {
+    let mode = match words.next().as_deref() {
+        Some("fresh") => Mode::Fresh,
+        Some("idle") => Mode::Idle,
+        _ => Mode::Busy { streams },
+    };
+    match run(&url, connections, Duration::from_secs(seconds), mode).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("h3load: {error}");
@@ -50,7 +65,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(url: &str, connections: u64, streams: u64, time: Duration, fresh: bool) -> Result<(), Failure> {
+async fn run(url: &str, connections: u64, time: Duration, mode: Mode) -> Result<(), Failure> {
     let uri: http::Uri = url.parse()?;
     let host = uri.host().ok_or("the address has no host")?.to_owned();
     let port = uri.port_u16().unwrap_or(443);
@@ -70,16 +85,13 @@ async fn run(url: &str, connections: u64, streams: u64, time: Duration, fresh: b
         let (endpoint, config, name) = (endpoint.clone(), config.clone(), name.clone());
         let (uri, count, until) = (uri.clone(), count.clone(), begun + time);
         tasks.spawn(async move {
-            while fresh && Instant::now() < until {
+            loop {
                 let connecting = endpoint.connect_with(config.clone(), address, &name)?;
-                // As if the time were over: one request each.
-                connection(connecting, uri.clone(), 1, begun, count.clone()).await?;
+                connection(connecting, uri.clone(), mode, until, count.clone()).await?;
+                if !matches!(mode, Mode::Fresh) || Instant::now() >= until {
+                    return Ok::<(), Failure>(());
+                }
             }
-            if !fresh {
-                let connecting = endpoint.connect_with(config, address, &name)?;
-                connection(connecting, uri, streams, until, count).await?;
-            }
-            Ok::<(), Failure>(())
         });
     }
     while let Some(result) = tasks.join_next().await {
@@ -96,7 +108,7 @@ async fn run(url: &str, connections: u64, streams: u64, time: Duration, fresh: b
 async fn connection(
     connecting: quinn::Connecting,
     uri: http::Uri,
-    streams: u64,
+    mode: Mode,
     until: Instant,
     count: Arc<Count>,
 ) -> Result<(), Failure> {
@@ -105,6 +117,7 @@ async fn connection(
     let (mut driver, sender) = h3::client::new(connection).await?;
     let driving = tokio::spawn(async move { driver.wait_idle().await });
     let mut tasks = tokio::task::JoinSet::new();
+    let streams = if let Mode::Busy { streams } = mode { streams } else { 1 };
     for _ in 0..streams {
         let (mut sender, uri, count) = (sender.clone(), uri.clone(), count.clone());
         tasks.spawn(async move {
@@ -113,13 +126,16 @@ async fn connection(
                     Ok(()) => count.done.fetch_add(1, Ordering::Relaxed),
                     Err(_) => count.failed.fetch_add(1, Ordering::Relaxed),
                 };
-                if Instant::now() >= until {
+                if Instant::now() >= until || !matches!(mode, Mode::Busy { .. }) {
                     break;
                 }
             }
         });
     }
     while tasks.join_next().await.is_some() {}
+    if let Mode::Idle = mode {
+        tokio::time::sleep_until(until.into()).await;
+    }
     drop(sender);
     driving.abort();
     // Said, not left to a time-out: the other side should not have to keep it.

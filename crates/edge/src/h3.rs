@@ -102,12 +102,11 @@ pub(crate) async fn serve(
             Event::Request(incoming) => {
                 follow(&mut peer, connection.quic());
                 let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::begin(&streams));
-                // Boxed first: the runtime moves a task several times before it runs, and this one is large.
                 let handshake = handshake.clone();
-                tokio::task::spawn_local(Box::pin(async move {
+                tokio::task::spawn_local(async move {
                     let _open = open;
                     stream::serve(&worker, &peer, &handshake, incoming).await;
-                }));
+                });
             }
             Event::Leave => {
                 connection.begin_goaway();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use foregate_exchange::head::{EARLY_DATA, EarlyData, TakesTrailers, strip_trailers};
 use foregate_exchange::{Body, Failure, Kind};
-use foregate_http3::{Code, Error, Incoming, RecvStream, SendStream, Tunnel};
+use foregate_http3::{Code, Error, Head, Incoming, RecvStream, SendStream, Tunnel};
 use http::header::EXPECT;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
@@ -31,35 +31,44 @@ const PEEK: Duration = Duration::from_millis(100);
 /// How many 1xx responses of a VM wait for a client that does not read.
 const INTERIMS: usize = 16;
 
+/// Reads a request's head and has it answered. What answering takes is boxed and made when there is a head, for a
+/// client may open many streams on which nothing comes.
 pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, handshake: &Handshake, mut incoming: Incoming) {
     let _running = worker.begin();
-    let timeouts = worker.current().settings.timeouts.clone();
-    let head = match timeouts.request_head {
+    let limit = worker.current().settings.timeouts.request_head;
+    let head = match limit {
         Some(limit) => timeout(limit, incoming.head()).await,
         None => Ok(incoming.head().await),
     };
-    let head = match head {
-        Ok(Ok(head)) => head,
-        Ok(Err(Error::TooLarge)) => {
-            let (recv, mut send) = incoming.into_streams();
-            let _unread = Upload::new(recv, None, None);
-            let sentence = "The request's head is larger than server.limits.request_head.";
-            let answer = Answer::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, sentence).plain();
-            return log(peer, respond(&mut send, answer, false, timeouts.keep_alive).await);
-        }
+    match head {
+        Ok(Ok(head)) => Box::pin(answer(worker, peer, handshake, incoming, head)).await,
+        Ok(Err(Error::TooLarge)) => Box::pin(refuse(worker, peer, incoming)).await,
         Ok(Err(error)) => {
             if error.violation().is_some() && worker.may_log() {
                 tracing::info!(peer = %peer.address, %error, "HTTP/3 request refused");
             }
-            return;
         }
         Err(_) => {
             if worker.may_log() {
                 tracing::info!(peer = %peer.address, "reset: a request head took longer than timeouts.request_head");
             }
-            return incoming.refuse(Code::H3_REQUEST_INCOMPLETE);
+            incoming.refuse(Code::H3_REQUEST_INCOMPLETE);
         }
-    };
+    }
+}
+
+/// Answers a head that is larger than it may be.
+async fn refuse(worker: &Rc<Worker>, peer: &Peer, incoming: Incoming) {
+    let stalled = worker.current().settings.timeouts.keep_alive;
+    let (recv, mut send) = incoming.into_streams();
+    let _unread = Upload::new(recv, None, None);
+    let sentence = "The request's head is larger than server.limits.request_head.";
+    let answer = Answer::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, sentence).plain();
+    log(peer, respond(&mut send, answer, false, stalled).await);
+}
+
+async fn answer(worker: &Rc<Worker>, peer: &Peer, handshake: &Handshake, incoming: Incoming, head: Head) {
+    let timeouts = worker.current().settings.timeouts.clone();
     let early = incoming.early();
     let (recv, mut send) = incoming.into_streams();
     let mut parts = head.parts;
