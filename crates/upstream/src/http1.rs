@@ -38,6 +38,8 @@ use crate::upload::{Progress, Upload};
 
 /// A VM's response head may be this long.
 const MAX_HEAD: usize = 256 * 1024;
+/// So many interim responses may come before the final one: a VM that sends nothing else would fill our memory.
+const MAX_INTERIMS: u32 = 64;
 /// Room for one read of a head, with a small body, and of a larger body.
 const HEAD_READ: usize = 4 * 1024;
 const BODY_READ: usize = 64 * 1024;
@@ -60,9 +62,10 @@ enum Sending {
         upload: Upload,
         writer: BodyWriter,
     },
-    /// The VM takes no more of it. It stays, so that the client is not told to stop before it is answered.
+    /// The VM takes no more of the request. What is left of its body stays, so that the client is not told to stop
+    /// before it is answered.
     Stuck {
-        _upload: Upload,
+        upload: Option<Upload>,
     },
 }
 
@@ -121,10 +124,13 @@ impl Http1 {
         let answered = self.answer(&outgoing, progress.as_deref(), head_only, &mut untouched, interim).await;
         let failed = match answered {
             Ok(answered) if answered.status == StatusCode::SWITCHING_PROTOCOLS => {
-                if outgoing.upgrade.is_some() {
+                if outgoing.upgrade.is_some() && self.is_sent() {
                     return Ok(self.switch(answered, in_flight));
                 }
-                Failure::because(Kind::BadResponse, "it switched protocols unasked")
+                Failure::because(
+                    Kind::BadResponse,
+                    "it switched protocols unasked, or before it had the request",
+                )
             }
             Ok(answered) => {
                 self.deadline.clear();
@@ -134,8 +140,8 @@ impl Http1 {
         };
         let failure = progress.as_ref().and_then(|progress| progress.failure()).unwrap_or(failed);
         let unsent = untouched.then(|| match self.sending {
-            Sending::Body { upload, .. } | Sending::Stuck { _upload: upload } => upload.into_body(),
-            Sending::Done => Body::Empty,
+            Sending::Body { upload, .. } | Sending::Stuck { upload: Some(upload) } => upload.into_body(),
+            Sending::Done | Sending::Stuck { upload: None } => Body::Empty,
         });
         Err(SendError { failure, unsent, headers: Some(outgoing.headers) })
     }
@@ -153,6 +159,7 @@ impl Http1 {
         let mut patience = Patience::new(outgoing.response_timeout);
         let mut search = Search::default();
         let mut refused = None;
+        let mut interims = 0;
         self.deadline.clear();
         poll_fn(|cx| {
             loop {
@@ -181,6 +188,13 @@ impl Http1 {
                     if let (StatusCode::CONTINUE, Some(progress)) = (answered.status, progress) {
                         progress.allow();
                     }
+                    interims += 1;
+                    if interims > MAX_INTERIMS {
+                        return Poll::Ready(Err(Failure::because(
+                            Kind::BadResponse,
+                            "it says nothing but 1xx",
+                        )));
+                    }
                     interim(answered.status, answered.headers);
                     continue;
                 }
@@ -194,6 +208,8 @@ impl Http1 {
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(lost(error))),
                     Poll::Pending => {
+                        // Once the VM takes no more, it is not the client who is waited for.
+                        let progress = progress.filter(|_| refused.is_none());
                         ready!(patience.poll(&mut self.deadline, progress, cx));
                         return Poll::Ready(Err(Kind::HeadTimeout.into()));
                     }
@@ -218,7 +234,8 @@ impl Http1 {
                     waits = true;
                     break;
                 };
-                *untouched = false;
+                // What was taken from the body cannot be given back.
+                *untouched &= frame.is_none();
                 let put = match frame {
                     Some(Ok(frame)) => writer.put(&mut self.output, frame),
                     Some(Err(failure)) => return Poll::Ready(Err(Stop::Client(failure))),
@@ -251,9 +268,12 @@ impl Http1 {
     /// The VM takes no more of the request.
     fn send_no_more(&mut self) {
         self.output = Output::default();
-        if let Sending::Body { upload, .. } = std::mem::replace(&mut self.sending, Sending::Done) {
-            self.sending = Sending::Stuck { _upload: upload };
-        }
+        let upload = match std::mem::replace(&mut self.sending, Sending::Done) {
+            Sending::Body { upload, .. } => Some(upload),
+            Sending::Stuck { upload } => upload,
+            Sending::Done => None,
+        };
+        self.sending = Sending::Stuck { upload };
     }
 
     /// Whether the request has been sent whole.
@@ -318,8 +338,11 @@ impl Http1 {
     /// Keeps the connection for the next request, if the VM does.
     fn recycle(mut self: Box<Self>, shelf: &Shelf) {
         if self.is_usable() {
-            // An idle connection holds no buffer; what is left of this one may be part of a response.
+            // An idle connection holds no buffers; what is left of the one may be part of a response.
             self.input = BytesMut::new();
+            if self.output.bytes().capacity() > HEAD_READ {
+                self.output = Output::default();
+            }
             self.since = Instant::now();
             shelf.keep(self);
         }

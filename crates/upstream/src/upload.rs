@@ -135,7 +135,7 @@ impl http_body::Body for Upload {
                 *progress.failure.borrow_mut() = Some(failure.clone());
                 progress.finish();
             }
-            // hyper does not ask again once the announced length is through.
+            // Nobody asks again once the announced length is through.
             Poll::Ready(Some(Ok(_))) if this.body.is_end_stream() => progress.finish(),
             Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
         }

@@ -9,7 +9,7 @@ use crate::scene::{Attack, Pace, STREAMS, bear, connection_with};
 /// So small that each byte that was read is told at once, and allows one more.
 const WINDOW: u32 = 8;
 /// What is read of a VM's response before anybody wants it: a connection to a VM has a buffer of so much.
-const READ_AHEAD: u64 = 256 * 1024;
+const READ_AHEAD: u64 = 64 * 1024;
 
 /// As many large responses at a time as there may be, and one byte of one of them each millisecond.
 pub(crate) fn by_single_bytes() -> Attack {

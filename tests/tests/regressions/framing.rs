@@ -190,3 +190,17 @@ async fn a_response_head_beyond_its_limit_is_502() {
         gw.stop().await;
     }
 }
+
+/// An absolute target may have no path; what a VM gets has one (RFC 9112, section 3.2.1).
+#[tokio::test]
+async fn a_vm_gets_a_path() {
+    for http2 in [false, true] {
+        let vm = whole_vm(http2).await;
+        let gw = serving(&vm, http2, "", "").await;
+        let request = "GET http://shop.test?b HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
+        let heard = answers(gw.dial("shop.test").http1(false).await.unwrap(), &[request]).await;
+        assert_eq!(heard.first().map(|(status, ..)| *status), Some(200), "HTTP/2 to the VM: {http2}");
+        assert_eq!(vm.requests()[0].target, "/?b", "HTTP/2 to the VM: {http2}");
+        gw.stop().await;
+    }
+}

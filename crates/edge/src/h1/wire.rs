@@ -13,6 +13,7 @@ use tokio_util::io::poll_read_buf;
 /// Room for one read of a head, and of a body.
 const HEAD_READ: usize = 4 * 1024;
 const BODY_READ: usize = 32 * 1024;
+
 /// One thread owns a connection; the cells are borrowed only within a poll.
 pub(super) struct Wire<IO> {
     io: RefCell<IO>,

@@ -156,6 +156,9 @@ impl Forwarding<'_> {
     fn target(&self) -> Result<PathAndQuery, Answer> {
         let original = self.uri.path_and_query().map_or("/", PathAndQuery::as_str);
         match (self.matched.target(original, self.variables), self.uri.path_and_query()) {
+            // An absolute target may have no path; a request line must (RFC 9112, section 3.2.1).
+            (target, _) if target.starts_with('?') => PathAndQuery::try_from(format!("/{target}"))
+                .map_err(|_| Answer::new(StatusCode::BAD_REQUEST, "The request's target is not valid.")),
             (std::borrow::Cow::Borrowed(target), Some(same)) if target == same.as_str() => Ok(same.clone()),
             (target, _) => PathAndQuery::try_from(target.as_ref())
                 .map_err(|_| Answer::new(StatusCode::BAD_REQUEST, "The request's path cannot be rewritten.")),

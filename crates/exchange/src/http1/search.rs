@@ -6,6 +6,8 @@ use bytes::BytesMut;
 #[derive(Debug, Default)]
 pub struct Search {
     seen: usize,
+    /// Bytes of empty lines that were dropped.
+    dropped: usize,
 }
 
 /// The head is longer than it may be.
@@ -23,6 +25,11 @@ impl Search {
         if self.seen <= 1 {
             while let Some(blank) = empty_line(buffer) {
                 let _empty = buffer.split_to(blank);
+                self.dropped += blank;
+                // Who sends nothing else must not keep a reader busy for ever.
+                if self.dropped > limit {
+                    return Err(TooLong);
+                }
             }
         }
         // A line end and one or two bytes may have been seen before.
@@ -81,5 +88,7 @@ mod tests {
         assert_eq!(end("GET /aaaaaaaaaaa"), Err(TooLong));
         assert_eq!(end("GET /\r\nA: bbbbbbb\r\n\r\n"), Err(TooLong));
         assert_eq!(end("GET /"), Ok(None));
+        assert_eq!(end("\r\n\r\n\r\n\r\n\r\n"), Ok(None));
+        assert_eq!(end("\r\n\r\n\r\n\r\n\r\n\r\n"), Err(TooLong));
     }
 }

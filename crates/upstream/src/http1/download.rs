@@ -18,6 +18,9 @@ use tokio::task::AbortHandle;
 use super::{BODY_READ, Http1, Stop};
 use crate::client::Shelf;
 
+/// An eighth of a read: what holds its buffer is at least so much of it.
+const COPY_BELOW: usize = BODY_READ / 8;
+
 pub(super) struct Download {
     drive: Drive,
     /// `None`: the body ends with the connection.
@@ -75,7 +78,7 @@ impl Download {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, Failure>> {
         loop {
             match self.decode()? {
-                Piece::Data(data) => return Poll::Ready(Ok(Some(Frame::data(data)))),
+                Piece::Data(data) => return Poll::Ready(Ok(Some(Frame::data(unpinned(data))))),
                 Piece::Trailers(mut fields) => {
                     head::strip_trailers(&mut fields);
                     return Poll::Ready(Ok(Some(Frame::trailers(fields))));
@@ -119,6 +122,11 @@ impl Download {
             http1.recycle(&shelf);
         }
     }
+}
+
+/// A small piece, which may wait long for its client, without the large buffer it was read into.
+fn unpinned(data: Bytes) -> Bytes {
+    if data.len() < COPY_BELOW { Bytes::copy_from_slice(&data) } else { data }
 }
 
 impl Drive {

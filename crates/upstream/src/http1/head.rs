@@ -125,15 +125,17 @@ fn framing(
     let said = headers.contains_key(CONTENT_LENGTH);
     let length = content_length(headers)?;
     if head_only || status == StatusCode::NOT_MODIFIED {
-        if coded || headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
-            headers.remove(CONTENT_LENGTH);
+        match length.filter(|_| !coded) {
+            Some(length) => _ = headers.insert(CONTENT_LENGTH, HeaderValue::from(length)),
+            None => _ = headers.remove(CONTENT_LENGTH),
         }
         return Ok((Some(Framing::None), coded && said));
     }
     // What the body's length is the body knows.
     headers.remove(CONTENT_LENGTH);
     if status.is_informational() || status == StatusCode::NO_CONTENT {
-        return Ok((Some(Framing::None), false));
+        // A body that was announced may follow all the same.
+        return Ok((Some(Framing::None), coded || length.is_some_and(|length| length > 0)));
     }
     if coded {
         return Ok((Some(Framing::Chunked(Chunked::default())), said));

@@ -374,7 +374,9 @@ async fn what_is_in_step_is_used_again() {
             "200|transfer-encoding: chunked||ok||x: y",
             true,
         ),
-        ("HTTP/1.1 204 No Content\r\ncontent-length: 2\r\n\r\n", "204||", true),
+        ("HTTP/1.1 204 No Content\r\n\r\n", "204||", true),
+        // The body it speaks of may still come.
+        ("HTTP/1.1 204 No Content\r\ncontent-length: 2\r\n\r\n", "204||", false),
         ("HTTP/1.1 304 Not Modified\r\ncontent-length: 2\r\n\r\n", "304|content-length: 2||", true),
         ("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", "200||ok", false),
         (
@@ -395,6 +397,11 @@ async fn what_is_in_step_is_used_again() {
     session.vm_hears("\r\n\r\n").await;
     session.vm_says("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await;
     assert_eq!(session.outcome().await, ("200|content-length: 2||".to_owned(), true));
+    // However often it is said, clients hear it once.
+    let seen =
+        exchange("HTTP/1.1 304 Not Modified\r\ncontent-length: 2, 2\r\ncontent-length: 2\r\n\r\n", false)
+            .await;
+    assert_eq!(seen, ("304|content-length: 2||".to_owned(), true));
 }
 
 #[tokio::test(flavor = "local")]
@@ -561,4 +568,53 @@ async fn a_vm_is_not_waited_for_for_ever() {
     session.vm_hears("\r\n\r\n").await;
     session.vm_says("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc").await;
     assert_eq!(session.outcome().await, ("200||!body_timeout".to_owned(), false));
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_vm_that_only_informs_is_given_up() {
+    for (count, seen) in [(MAX_INTERIMS, "200||ok"), (MAX_INTERIMS + 1, "!bad_response")] {
+        let flood = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(count as usize);
+        let says = format!("{flood}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        assert_eq!(exchange(&says, false).await.0, seen, "{count}");
+    }
+}
+
+/// A VM that answers and closes while the upload still runs into it: the answer is whole, and the client's body is
+/// kept until it has been read, so that the client is not told to stop before it is answered.
+#[tokio::test(flavor = "local")]
+async fn an_upload_that_breaks_waits_for_its_answer() {
+    for closes in [true, false] {
+        let (body, feed) = fed(None);
+        for _ in 0..64 {
+            feed.send(Ok(Frame::data(Bytes::from(vec![b'x'; 64 * 1024])))).unwrap();
+        }
+        let session = Session::send(post(body, &[]));
+        let Session { mut vm, answer, shelf, .. } = session;
+        // It reads nothing of the body.
+        vm.readable().await.unwrap();
+        vm.write_all(b"HTTP/1.1 413 No\r\ncontent-length: 4\r\n\r\nno").await.unwrap();
+        let response = answer.await.unwrap().unwrap();
+        assert_eq!(response.status(), 413);
+        assert!(!feed.is_closed(), "the upload was dropped before the answer was read");
+        if closes {
+            drop(vm);
+            assert_eq!(transcript(response).await, "413||!truncated");
+        } else {
+            vm.write_all(b"no").await.unwrap();
+            assert_eq!(transcript(response).await, "413||nono");
+        }
+        assert!(shelf.http1.borrow().is_empty());
+    }
+}
+
+/// A VM that shuts its reading side and answers has not taken the request: the connection is not used again.
+#[tokio::test(flavor = "local")]
+async fn a_request_that_could_not_be_written_is_not_in_step() {
+    let (vm, ours) = UnixStream::pair().unwrap();
+    let vm = vm.into_std().unwrap();
+    vm.shutdown(std::net::Shutdown::Read).unwrap();
+    let mut vm = UnixStream::from_std(vm).unwrap();
+    vm.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+    let session = Session::over(vm, Http1::new(Stream::Unix(ours)), get());
+    assert_eq!(session.outcome().await, ("200||ok".to_owned(), false));
 }
