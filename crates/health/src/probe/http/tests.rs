@@ -33,7 +33,7 @@ async fn asks_as_configured() {
     let named = Ask { host: Some("shop.example"), ..ask(&[200..=399], None) };
     assert_eq!(once(&origin, named, PATIENT).await, Ok(()));
     let head = |host: &str| {
-        format!("GET /healthz?full=1 HTTP/1.1\r\nuser-agent: foregate-health\r\nhost: {host}\r\n\r\n")
+        format!("GET /healthz?full=1 HTTP/1.1\r\nhost: {host}\r\nuser-agent: foregate-health\r\n\r\n")
     };
     assert_eq!(origin.seen(), [head(&origin.address.to_string()), head("shop.example")]);
 }
