@@ -138,6 +138,7 @@ impl Client {
         Box::pin(self.open(shelf, endpoint, transport, only_http1, upgrade)).await
     }
 
+    /// A new connection, or a shared one.
     async fn open(
         &self,
         shelf: Rc<Shelf>,
@@ -146,27 +147,23 @@ impl Client {
         only_http1: bool,
         upgrade: bool,
     ) -> Result<Link, Failure> {
-        match transport.protocol {
-            _ if only_http1 => {
-                let (stream, _) = dial::dial(&self.resolver, &endpoint.address, transport, true).await?;
-                Ok(Link { kind: LinkKind::Http1(Http1::new(stream)), reused: false, shelf })
-            }
-            Protocol::Http1 | Protocol::Auto | Protocol::H2 | Protocol::H2c | Protocol::H3 => {
-                if upgrade {
-                    return Err(Failure::because(
-                        Kind::BadResponse,
-                        "protocol upgrades need a pool that speaks HTTP/1.1",
-                    ));
-                }
-                let connecting = self.connect_shared(shelf, endpoint, transport);
-                // Waiting for somebody else's dial is part of connecting.
-                match transport.connect_timeout {
-                    None => connecting.await,
-                    Some(limit) => tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
-                        Err(Failure::because(Kind::ConnectTimeout, endpoint.address.to_string()))
-                    }),
-                }
-            }
+        if only_http1 {
+            let (stream, _) = dial::dial(&self.resolver, &endpoint.address, transport, true).await?;
+            return Ok(Link { kind: LinkKind::Http1(Http1::new(stream)), reused: false, shelf });
+        }
+        if upgrade {
+            return Err(Failure::because(
+                Kind::BadResponse,
+                "protocol upgrades need a pool that speaks HTTP/1.1",
+            ));
+        }
+        let connecting = self.connect_shared(shelf, endpoint, transport);
+        // Waiting for somebody else's dial is part of connecting.
+        match transport.connect_timeout {
+            None => connecting.await,
+            Some(limit) => tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
+                Err(Failure::because(Kind::ConnectTimeout, endpoint.address.to_string()))
+            }),
         }
     }
 
