@@ -40,7 +40,7 @@ pub(crate) async fn serve(
     if secure {
         tls(worker, stream, address, local, permit).await;
     } else {
-        plain(worker, stream, Peer { address, local, tls: None, _permit: Rc::new(permit) }).await;
+        plain(worker, stream, Peer::new(address, local, None, Rc::new(permit))).await;
     }
 }
 
@@ -108,7 +108,7 @@ async fn tls(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, local: 
     };
     drop(live);
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let peer = Rc::new(Peer { address, local, tls: Some(tls), _permit: Rc::new(permit) });
+    let peer = Rc::new(Peer::new(address, local, Some(tls), Rc::new(permit)));
     if http2 {
         h2::serve(worker, peer, stream).await;
     } else {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use foregate_exchange::http1::{BodyWriter, Ending, Framing, Piece, Search, TooLong};
 use foregate_exchange::{Body, Failure};
-use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Response, StatusCode, Version};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
@@ -28,7 +28,7 @@ use crate::answer::Answer;
 use crate::deadline::Deadline;
 use crate::drain::Phase;
 use crate::peer::Peer;
-use crate::proxy;
+use crate::proxy::{self, Inbound};
 use crate::worker::Worker;
 
 /// What of a body nobody wanted is read away to keep the connection; beyond it closing is cheaper.
@@ -182,7 +182,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
             Body::stream(RequestBody::new(self.wire.clone(), pause))
         };
         let (parts, ()) = head.request.into_parts();
-        let request = Request::from_parts(parts, body);
+        let takes_trailers = asked.takes_trailers;
+        let mut inbound = Inbound { parts, body, upgrade: head.upgrade, takes_trailers, early: false };
 
         let (wire, interims) = (self.wire.clone(), asked.version == Version::HTTP_11);
         let interim = |status: StatusCode, fields: &HeaderMap| {
@@ -190,7 +191,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
                 wire.put(|out| response::interim(out, status, fields));
             }
         };
-        let mut serving = pin!(proxy::serve(&self.worker, &self.peer, request, &interim));
+        let mut serving = pin!(proxy::serve(&self.worker, &self.peer, &mut inbound, &interim));
         poll_fn(|cx| {
             if let Poll::Ready(response) = serving.as_mut().poll(cx) {
                 return Poll::Ready(Ok(Some(response)));

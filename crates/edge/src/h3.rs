@@ -13,7 +13,7 @@ use foregate_http3::{Code, Connection, Error, Incoming, Settings};
 use crate::deadline::Deadline;
 use crate::drain::Phase;
 use crate::peer::{Peer, canonical};
-use crate::quic::{Handshake, proven_address};
+use crate::quic::{FIRST_STREAMS, Handshake, proven_address};
 use crate::streams::Streams;
 use crate::worker::Worker;
 
@@ -55,6 +55,7 @@ pub(crate) async fn serve(
     let live = worker.current();
     let settings = Settings { max_field_section_size: live.settings.limits.request_head as u64 };
     let keep_alive = live.settings.timeouts.keep_alive;
+    let mut allowance = Some(live.settings.limits.streams_per_connection);
     drop(live);
     let mut connection = match Connection::start(quic, settings).await {
         Ok(connection) => connection,
@@ -102,6 +103,11 @@ pub(crate) async fn serve(
             Event::Request(incoming) => {
                 follow(&mut peer, connection.quic());
                 let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::begin(&streams));
+                if streams.open() > FIRST_STREAMS as usize / 2
+                    && let Some(all) = allowance.take()
+                {
+                    connection.quic().set_max_concurrent_bi_streams(all.into());
+                }
                 let handshake = handshake.clone();
                 tokio::task::spawn_local(async move {
                     let _open = open;

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use foregate_routing::TlsVersion;
+use http::HeaderValue;
 
 use crate::limit::Permit;
 use crate::tls::Certificate;
@@ -14,11 +15,13 @@ use crate::tls::Certificate;
 pub(crate) struct Peer {
     /// Never a v4-mapped address: limits, routes and logs see IPv4 as IPv4.
     pub(crate) address: SocketAddr,
+    /// Its IP address as fields say it.
+    pub(crate) ip: HeaderValue,
     /// Where the client reached us.
     pub(crate) local: SocketAddr,
     pub(crate) tls: Option<TlsPeer>,
     /// Counts for where the connection began.
-    pub(crate) _permit: Rc<Permit>,
+    _permit: Rc<Permit>,
 }
 
 /// What a TLS or QUIC client asked for and was shown.
@@ -32,13 +35,25 @@ pub(crate) struct TlsPeer {
 }
 
 impl Peer {
+    pub(crate) fn new(
+        address: SocketAddr,
+        local: SocketAddr,
+        tls: Option<TlsPeer>,
+        permit: Rc<Permit>,
+    ) -> Peer {
+        // An address is text that every field takes.
+        let ip = HeaderValue::try_from(address.ip().to_string());
+        let ip = ip.unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        Peer { address, ip, local, tls, _permit: permit }
+    }
+
     pub(crate) fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
     }
 
     /// The same client at another address.
     pub(crate) fn at(&self, address: SocketAddr) -> Peer {
-        Peer { address, local: self.local, tls: self.tls.clone(), _permit: self._permit.clone() }
+        Peer::new(address, self.local, self.tls.clone(), self._permit.clone())
     }
 }
 

@@ -15,7 +15,7 @@ use foregate_routing::{
 };
 use http::header::{ACCEPT, ALT_SVC, CONTENT_TYPE, LOCATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
 use self::forward::Forwarding;
 use crate::answer::Answer;
@@ -26,15 +26,30 @@ use crate::worker::{Prepared, Worker};
 /// Called with each 1xx a VM sends.
 pub(crate) type Interim<'a> = &'a dyn Fn(StatusCode, &HeaderMap);
 
-/// Has one request answered. Never fails: what goes wrong becomes a response.
+/// A request as it came, by whichever HTTP version.
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    pub(crate) parts: Parts,
+    pub(crate) body: Body,
+    /// The client asks to leave HTTP for this protocol. HTTP/1.1 says it by `Upgrade`, the others by an extended
+    /// CONNECT (RFC 8441, RFC 9220); the method is GET here.
+    pub(crate) upgrade: Option<HeaderValue>,
+    /// Known of itself for HTTP/2 and HTTP/3.
+    pub(crate) takes_trailers: bool,
+    /// It came in 0-RTT, so it may be a recording (RFC 8470).
+    pub(crate) early: bool,
+}
+
+/// Has one request answered, and takes from it what that needs. Never fails: what goes wrong becomes a response.
 pub(crate) async fn serve(
     worker: &Rc<Worker>,
     peer: &Peer,
-    request: Request<Body>,
+    inbound: &mut Inbound,
     interim: Interim<'_>,
 ) -> Response<Body> {
     let live = worker.current();
-    let (parts, body) = request.into_parts();
+    let Inbound { parts, body, upgrade, takes_trailers, early } = inbound;
+    let body = std::mem::take(body);
     let trusted = live.settings.trusts(peer.address.ip());
     let request_id = request_id(worker, trusted, &parts.headers);
     let id = request_id.to_str().unwrap_or_default();
@@ -46,7 +61,7 @@ pub(crate) async fn serve(
     };
 
     // Who is asked for.
-    let authority = match authority(&parts, peer) {
+    let authority = match authority(parts, peer) {
         Ok(authority) => authority,
         Err(answer) => return dated(refuse(answer)),
     };
@@ -67,14 +82,15 @@ pub(crate) async fn serve(
     };
 
     // Which route.
-    let Parts { method, uri, version, headers, extensions, .. } = parts;
+    let (version, headers) = (parts.version, std::mem::take(&mut parts.headers));
+    let Parts { method, uri, .. } = &*parts;
     let client = head::client_ip(&headers, peer.address.ip(), |ip| live.settings.trusts(ip));
     let scheme = scheme(peer, trusted, &headers);
     // `OPTIONS *` asks about the whole site, which is its root.
     let path = if uri.path().starts_with('/') { uri.path() } else { "/" };
     let query = uri.query();
     let normal = normalise_path(path);
-    let view = RequestView { method: &method, path: &normal, query, headers: &headers, client_ip: client };
+    let view = RequestView { method, path: &normal, query, headers: &headers, client_ip: client };
     let mut variables = Variables {
         client_ip: client,
         host: &host,
@@ -110,17 +126,17 @@ pub(crate) async fn serve(
         peer,
         interim,
         matched: &matched,
-        method: &method,
-        uri: &uri,
+        method,
+        uri,
         version,
         normal: &normal,
         variables: &variables,
         authority: &authority,
         id: &request_id,
         trusted,
-        wish: extensions.get::<head::Wish>(),
-        early: extensions.get::<head::EarlyData>().is_some(),
-        takes_trailers: extensions.get::<head::TakesTrailers>().is_some(),
+        upgrade: upgrade.as_ref(),
+        early: *early,
+        takes_trailers: *takes_trailers,
     };
     let result = match (body, &matched.route.action) {
         (None, _) => Err(forward::too_large()),

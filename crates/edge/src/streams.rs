@@ -7,6 +7,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use foregate_exchange::Body;
+use foregate_exchange::http1::decimal;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, StatusCode, response};
 use http_body::Body as _;
@@ -28,6 +29,10 @@ impl Streams {
     pub(crate) fn begin(this: &Rc<Streams>) -> Open {
         this.open.set(this.open.get() + 1);
         Open(this.clone())
+    }
+
+    pub(crate) fn open(&self) -> usize {
+        self.open.get()
     }
 
     /// How many there are; wakes the caller when there are none left.
@@ -54,6 +59,12 @@ impl Drop for Open {
     }
 }
 
+/// A length as a field says it: `HeaderValue::from` would allocate twice.
+fn length_value(length: u64) -> HeaderValue {
+    let mut digits = [0; 20];
+    HeaderValue::from_bytes(decimal(length, &mut digits)).unwrap_or_else(|_| HeaderValue::from(length))
+}
+
 /// Makes a response's Content-Length what its body knows. True: it has no body, whatever its fields say, and
 /// the length is the one a body would have.
 pub(crate) fn announce_length(head: &mut response::Parts, body: &Body, head_only: bool) -> bool {
@@ -61,7 +72,7 @@ pub(crate) fn announce_length(head: &mut response::Parts, body: &Body, head_only
         head_only || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
     if !bodiless {
         match body.size_hint().exact() {
-            Some(length) => _ = head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length)),
+            Some(length) => _ = head.headers.insert(CONTENT_LENGTH, length_value(length)),
             None => _ = head.headers.remove(CONTENT_LENGTH),
         }
     }

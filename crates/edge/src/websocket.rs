@@ -1,7 +1,6 @@
 //! WebSocket over HTTP/2 and HTTP/3: between an extended CONNECT (RFC 8441, RFC 9220) and the upgrade of
 //! HTTP/1.1, which is what VMs speak (RFC 6455).
 
-use foregate_exchange::head::Wish;
 use foregate_exchange::{Body, Tunnel};
 use http::header::{CONTENT_LENGTH, UPGRADE};
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, request, response};
@@ -12,12 +11,12 @@ use crate::worker::Worker;
 const SEC_WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const SEC_WEBSOCKET_ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 
-/// Makes a CONNECT the request a VM is asked with, or says why it is not taken.
+/// Makes a CONNECT the request a VM is asked with, and says what for; or says why it is not taken.
 pub(crate) fn accept(
     worker: &Worker,
     parts: &mut request::Parts,
     protocol: Option<&[u8]>,
-) -> Result<(), Answer> {
+) -> Result<HeaderValue, Answer> {
     match protocol {
         Some(b"websocket") => {}
         Some(_) => {
@@ -30,11 +29,10 @@ pub(crate) fn accept(
         }
     }
     parts.method = Method::GET;
-    parts.extensions.insert(Wish(HeaderValue::from_static("websocket")));
     if let Ok(key) = HeaderValue::try_from(key(worker)) {
         parts.headers.insert(SEC_WEBSOCKET_KEY, key);
     }
-    Ok(())
+    Ok(HeaderValue::from_static("websocket"))
 }
 
 /// The tunnel a response to a WebSocket request opened with the head that tells the client so, or the

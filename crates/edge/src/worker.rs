@@ -1,7 +1,6 @@
 //! One data-plane thread's own: its snapshot, its connections to VMs, its counters, its dice.
 
 use std::cell::{Cell, RefCell};
-use std::fmt::Write as _;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Deref;
 use std::rc::Rc;
@@ -177,11 +176,17 @@ impl Worker {
 
     /// A name for a request: 32 hexadecimal digits.
     pub(crate) fn request_id(&self) -> HeaderValue {
-        let mut id = String::with_capacity(32);
-        // Writing to a String cannot fail.
-        _ = write!(id, "{:016x}{:016x}", self.roll(), self.roll());
-        // Nor can digits be refused.
-        HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static(""))
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut id = [b'0'; 32];
+        for half in id.chunks_exact_mut(16) {
+            let mut bits = self.roll();
+            for digit in half {
+                bits = bits.rotate_left(4);
+                *digit = DIGITS.get((bits & 15) as usize).copied().unwrap_or(b'0');
+            }
+        }
+        // Digits cannot be refused.
+        HeaderValue::from_bytes(&id).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 
     /// Nanoseconds on a clock that all of this process's balancers share.

@@ -97,8 +97,6 @@ pub struct SendError {
     pub failure: Failure,
     /// The request's body, when nothing of the request reached the VM.
     pub unsent: Option<Body>,
-    /// The request's fields, where [`Link::returns_fields`].
-    pub headers: Option<HeaderMap>,
 }
 
 /// A connection about to carry one request.
@@ -248,20 +246,20 @@ impl Link {
         self.reused
     }
 
-    /// Whether a request that fails comes back with its fields, so that nobody needs a copy of them.
+    /// Whether a request keeps its fields when it is sent, so that nobody needs a copy of them to repeat it.
     #[must_use]
-    pub fn returns_fields(&self) -> bool {
+    pub fn leaves_fields(&self) -> bool {
         matches!(self.kind, LinkKind::Http1(_))
     }
 
-    /// Sends the request and waits for the response head. `interim` is called with each 1xx the VM sends.
-    /// `in_flight` is given back when the response body has ended or was dropped.
+    /// Sends the request, taking its body, and waits for the response head. `interim` is called with each 1xx the
+    /// VM sends. `in_flight` is given back when the response body has ended or was dropped.
     ///
     /// # Errors
     /// No response; with the body where nothing was sent, so that the request may be made again.
     pub async fn send(
         self,
-        outgoing: Outgoing,
+        outgoing: &mut Outgoing,
         in_flight: InFlight,
         interim: impl FnMut(StatusCode, HeaderMap),
     ) -> Result<Response<Body>, SendError> {

@@ -40,9 +40,8 @@ use crate::upload::{Progress, Upload};
 const MAX_HEAD: usize = 256 * 1024;
 /// So many interim responses may come before the final one: a VM that sends nothing else would fill our memory.
 const MAX_INTERIMS: u32 = 64;
-/// Room for one read of a head, with a small body, and of a larger body.
+/// Room for one read of a head, with a small body.
 const HEAD_READ: usize = 4 * 1024;
-const BODY_READ: usize = 64 * 1024;
 
 pub(crate) struct Http1 {
     io: Stream,
@@ -105,7 +104,7 @@ impl Http1 {
 
     pub(crate) async fn send(
         mut self: Box<Self>,
-        mut outgoing: Outgoing,
+        outgoing: &mut Outgoing,
         in_flight: InFlight,
         shelf: Rc<Shelf>,
         interim: impl FnMut(StatusCode, HeaderMap),
@@ -115,13 +114,13 @@ impl Http1 {
         let (upload, progress) = Upload::new(std::mem::take(&mut outgoing.body), expects);
         let length = progress.is_some().then(|| upload.size_hint().exact());
         let ending = head::ending(&outgoing.method, length);
-        head::request(self.output.bytes(), &outgoing, ending);
+        head::request(self.output.bytes(), outgoing, ending);
         if progress.is_some() {
             let trailers = if ending == Ending::Chunked { announced(&outgoing.headers) } else { Vec::new() };
             self.sending = Sending::Body { upload, writer: BodyWriter::new(ending, trailers) };
         }
         let mut untouched = true;
-        let answered = self.answer(&outgoing, progress.as_deref(), head_only, &mut untouched, interim).await;
+        let answered = self.answer(outgoing, progress.as_deref(), head_only, &mut untouched, interim).await;
         let failed = match answered {
             Ok(answered) if answered.status == StatusCode::SWITCHING_PROTOCOLS => {
                 if outgoing.upgrade.is_some() && self.is_sent() {
@@ -143,7 +142,7 @@ impl Http1 {
             Sending::Body { upload, .. } | Sending::Stuck { upload: Some(upload) } => upload.into_body(),
             Sending::Done | Sending::Stuck { upload: None } => Body::Empty,
         });
-        Err(SendError { failure, unsent, headers: Some(outgoing.headers) })
+        Err(SendError { failure, unsent })
     }
 
     /// Sends the request, and waits for the head of its final response. `untouched` stays true as long as nothing

@@ -119,16 +119,16 @@ impl Http2 {
 
     pub(crate) async fn send(
         mut self,
-        outgoing: Outgoing,
+        outgoing: &mut Outgoing,
         in_flight: InFlight,
     ) -> Result<Response<Body>, SendError> {
         let (response_timeout, idle_timeout) = (outgoing.response_timeout, outgoing.idle_timeout);
         let head_only = outgoing.method == Method::HEAD;
-        let (upload, progress) = Upload::new(outgoing.body, false);
+        let (upload, progress) = Upload::new(std::mem::take(&mut outgoing.body), false);
         let mut request = Request::new(upload);
-        *request.method_mut() = outgoing.method;
+        *request.method_mut() = outgoing.method.clone();
         *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = outgoing.headers;
+        *request.headers_mut() = std::mem::take(&mut outgoing.headers);
         // Waiting for a 100 that this client does not pass on would only cost time.
         request.headers_mut().remove(EXPECT);
         // HTTP/2 trailers need no announcement, but gRPC servers want to hear that they are welcome.
@@ -139,13 +139,13 @@ impl Http2 {
             Uri::builder()
                 .scheme(self.usage.scheme.clone())
                 .authority(authority)
-                .path_and_query(outgoing.target)
+                .path_and_query(outgoing.target.clone())
                 .build()
                 .ok()
         });
         let Some(uri) = uri else {
             let failure = Failure::because(Kind::ClientBody, "the host cannot be written as an authority");
-            return Err(SendError { failure, unsent: None, headers: None });
+            return Err(SendError { failure, unsent: None });
         };
         *request.uri_mut() = uri;
 
@@ -163,19 +163,15 @@ impl Http2 {
         })
         .await;
         match answered {
-            None => Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None, headers: None }),
+            None => Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None }),
             Some(Err(mut error)) => {
                 let unsent = error.take_message().map(|request| request.into_body().into_body());
                 let client_side = progress.and_then(|progress| progress.failure());
-                Err(SendError {
-                    failure: client_side.unwrap_or_else(|| failure(error.into_error())),
-                    unsent,
-                    headers: None,
-                })
+                Err(SendError { failure: client_side.unwrap_or_else(|| failure(error.into_error())), unsent })
             }
             Some(Ok(response)) => {
                 if let Err(failure) = check_status(response.status()) {
-                    return Err(SendError { failure, unsent: None, headers: None });
+                    return Err(SendError { failure, unsent: None });
                 }
                 let (mut parts, incoming) = response.into_parts();
                 // hyper takes a reset without error in mid-body for its end; the announced length knows.

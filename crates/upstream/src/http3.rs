@@ -130,7 +130,7 @@ impl Http3 {
 
     pub(crate) async fn send(
         self,
-        mut outgoing: Outgoing,
+        outgoing: &mut Outgoing,
         in_flight: InFlight,
         mut interim: impl FnMut(StatusCode, HeaderMap),
     ) -> Result<Response<Body>, SendError> {
@@ -140,7 +140,7 @@ impl Http3 {
         let (upload, progress) = Upload::new(std::mem::take(&mut outgoing.body), expects);
         let request = match request(outgoing, upload.size_hint().exact()) {
             Ok(request) => request,
-            Err(failure) => return Err(SendError { failure, unsent: None, headers: None }),
+            Err(failure) => return Err(SendError { failure, unsent: None }),
         };
         // It is given back where the VM says that it has not looked at the request.
         let upload = Rc::new(RefCell::new(upload));
@@ -148,7 +148,7 @@ impl Http3 {
         let failed = |broken: Broken, sent: Option<StreamId>| {
             let untouched = sent.is_none_or(|id| broken.rejects() || self.shared.farewell.excludes(id));
             let unsent = untouched.then(|| upload.borrow_mut().again()).flatten();
-            SendError { failure: broken.failure(), unsent, headers: None }
+            SendError { failure: broken.failure(), unsent }
         };
         let mut deadline = Deadline::default();
         let mut patience = Patience::new(response_timeout);
@@ -164,7 +164,7 @@ impl Http3 {
             .await
         };
         let stream = match opened {
-            None => return Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None, headers: None }),
+            None => return Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None }),
             Some(Err(broken)) => return Err(failed(broken, None)),
             Some(Ok(stream)) => stream,
         };
@@ -207,13 +207,11 @@ impl Http3 {
                 drop(uploading);
                 return Err(match stop {
                     Stop::Vm(broken) => failed(broken, Some(id)),
-                    Stop::Client(failure) => SendError { failure, unsent: None, headers: None },
-                    Stop::Late => {
-                        SendError { failure: Kind::HeadTimeout.into(), unsent: None, headers: None }
-                    }
+                    Stop::Client(failure) => SendError { failure, unsent: None },
+                    Stop::Late => SendError { failure: Kind::HeadTimeout.into(), unsent: None },
                     Stop::Silent => {
                         let failure = Failure::because(Kind::Reset, "nothing at all came from it");
-                        SendError { failure, unsent: None, headers: None }
+                        SendError { failure, unsent: None }
                     }
                 });
             }
@@ -222,7 +220,7 @@ impl Http3 {
         let (mut parts, ()) = response.into_parts();
         let length = match announced(&parts.headers) {
             Ok(length) => length,
-            Err(failure) => return Err(SendError { failure, unsent: None, headers: None }),
+            Err(failure) => return Err(SendError { failure, unsent: None }),
         };
         // The client may not read before it has sent everything, so the upload must go on by itself.
         let connection = self.shared.clone();
@@ -280,10 +278,10 @@ impl Drop for Closing {
 }
 
 /// The request's head as HTTP/3 says it; `length` is that of the body, where it is known.
-fn request(outgoing: Outgoing, length: Option<u64>) -> Result<Request<()>, Failure> {
+fn request(outgoing: &mut Outgoing, length: Option<u64>) -> Result<Request<()>, Failure> {
     let uri = outgoing.authority.to_str().ok().and_then(|authority| {
         let uri = Uri::builder().scheme(Scheme::HTTPS).authority(authority);
-        uri.path_and_query(outgoing.target).build().ok()
+        uri.path_and_query(outgoing.target.clone()).build().ok()
     });
     let Some(uri) = uri else {
         return Err(Failure::because(Kind::ClientBody, "the host cannot be written as an authority"));
@@ -291,7 +289,7 @@ fn request(outgoing: Outgoing, length: Option<u64>) -> Result<Request<()>, Failu
     let mut request = Request::new(());
     *request.version_mut() = Version::HTTP_3;
     *request.uri_mut() = uri;
-    *request.headers_mut() = outgoing.headers;
+    *request.headers_mut() = std::mem::take(&mut outgoing.headers);
     // RFC 9110, section 8.6: these methods have a body, be it an empty one.
     let bodied = matches!(outgoing.method, Method::POST | Method::PUT | Method::PATCH);
     if let Some(length) = length.filter(|length| *length > 0 || bodied) {
@@ -301,7 +299,7 @@ fn request(outgoing: Outgoing, length: Option<u64>) -> Result<Request<()>, Failu
     if outgoing.ask_trailers {
         request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
     }
-    *request.method_mut() = outgoing.method;
+    *request.method_mut() = outgoing.method.clone();
     Ok(request)
 }
 

@@ -176,7 +176,7 @@ async fn ask(address: Address, transport: &Transport) -> Result<(), Silence> {
     let client = Client::default();
     let asking = async {
         let link = client.connect(&endpoint, transport, false).await?;
-        let outgoing = Outgoing {
+        let mut outgoing = Outgoing {
             method: Method::HEAD,
             target: http::uri::PathAndQuery::from_static("/"),
             authority: HeaderValue::from_static(NOBODY),
@@ -188,7 +188,7 @@ async fn ask(address: Address, transport: &Transport) -> Result<(), Silence> {
             idle_timeout: None,
         };
         let ignore = |_: StatusCode, _: HeaderMap| {};
-        link.send(outgoing, InFlight::begin(&endpoint), ignore).await.map_err(|error| error.failure)
+        link.send(&mut outgoing, InFlight::begin(&endpoint), ignore).await.map_err(|error| error.failure)
     };
     match tokio::time::timeout(ANSWER, asking).await {
         Ok(Ok(_)) => Ok(()),

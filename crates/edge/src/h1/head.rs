@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use foregate_exchange::head::{self, TakesTrailers, Wish};
+use foregate_exchange::head;
 use foregate_exchange::http1::{Chunked, Framing};
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Scheme, Uri};
@@ -21,6 +21,8 @@ pub(super) struct Head {
     /// The client waits for a 100 before it sends its body.
     pub(super) expects: bool,
     pub(super) takes_trailers: bool,
+    /// The protocol the client asks to switch to, if we let it.
+    pub(super) upgrade: Option<HeaderValue>,
 }
 
 /// A head that is refused: the status, and the reason for client and log.
@@ -88,20 +90,14 @@ pub(super) fn parse(head: Bytes) -> Result<Head, Refusal> {
         headers.remove(EXPECT);
     }
     let takes_trailers = version == Version::HTTP_11 && head::has_token(&headers, &TE, "trailers");
-    let wish = wish(&headers, &method, version);
+    let upgrade = upgrade(&headers, &method, version);
 
     let mut request = Request::new(());
     *request.method_mut() = method;
     *request.uri_mut() = uri;
     *request.version_mut() = version;
     *request.headers_mut() = headers;
-    if let Some(wish) = wish {
-        request.extensions_mut().insert(wish);
-    }
-    if takes_trailers {
-        request.extensions_mut().insert(TakesTrailers);
-    }
-    Ok(Head { request, framing, keep_alive, expects, takes_trailers })
+    Ok(Head { request, framing, keep_alive, expects, takes_trailers, upgrade })
 }
 
 fn unparsable(error: httparse::Error, head: &[u8]) -> Refusal {
@@ -200,14 +196,12 @@ fn content_length(value: &HeaderValue) -> Result<u64, Refusal> {
     length.ok_or(bad("Content-Length is not a number"))
 }
 
-/// The protocol the client asks to switch to, if we let it.
-fn wish(headers: &HeaderMap, method: &Method, version: Version) -> Option<Wish> {
+fn upgrade(headers: &HeaderMap, method: &Method, version: Version) -> Option<HeaderValue> {
     let protocol = headers.get(UPGRADE)?;
     // h2c by upgrade is obsolete (RFC 9113, section 3.1) and would pass requests unseen.
     let refused = head::has_token(headers, &UPGRADE, "h2c");
     let asked = head::has_token(headers, &CONNECTION, "upgrade");
-    (asked && !refused && *method == Method::GET && version == Version::HTTP_11)
-        .then(|| Wish(protocol.clone()))
+    (asked && !refused && *method == Method::GET && version == Version::HTTP_11).then(|| protocol.clone())
 }
 
 #[cfg(test)]

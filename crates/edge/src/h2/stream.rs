@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use foregate_exchange::head::{TakesTrailers, strip_trailers};
+use foregate_exchange::head::strip_trailers;
 use foregate_exchange::{Body, Failure, Kind};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
@@ -19,7 +19,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use super::tunnel::StreamIo;
 use crate::deadline::Deadline;
 use crate::peer::Peer;
-use crate::proxy;
+use crate::proxy::{self, Inbound};
 use crate::streams::{DISCARD, LINGER, announce_length};
 use crate::websocket;
 use crate::worker::Worker;
@@ -60,15 +60,16 @@ pub(super) async fn serve(
     let respond = Rc::new(Responder { send: RefCell::new(respond), answered: Cell::new(false) });
     let (mut parts, upload) = request.into_parts();
     let head_only = parts.method == Method::HEAD;
-    parts.extensions.insert(TakesTrailers);
 
     let stalled = worker.current().settings.timeouts.keep_alive;
     let protocol = parts.extensions.remove::<h2::ext::Protocol>();
     let protocol = protocol.as_ref().map(|protocol| protocol.as_str().as_bytes());
-    if parts.method == Method::CONNECT
-        && let Err(refused) = websocket::accept(worker, &mut parts, protocol)
-    {
-        return log(peer, send(&respond, refused.plain(), head_only, stalled).await);
+    let mut upgrade = None;
+    if parts.method == Method::CONNECT {
+        match websocket::accept(worker, &mut parts, protocol) {
+            Ok(asked) => upgrade = Some(asked),
+            Err(refused) => return log(peer, send(&respond, refused.plain(), head_only, stalled).await),
+        }
     }
     let (body, tunnel) = if protocol.is_some() {
         (Body::Empty, Some(upload))
@@ -80,9 +81,10 @@ pub(super) async fn serve(
         (Body::stream(Upload::new(upload, &parts.headers, expects, pause)), None)
     };
 
+    let mut inbound = Inbound { parts, body, upgrade, takes_trailers: true, early: false };
     let interim = |status: StatusCode, fields: &HeaderMap| respond.inform(status, fields.clone());
     let response = {
-        let mut serving = pin!(proxy::serve(worker, peer, Request::from_parts(parts, body), &interim));
+        let mut serving = pin!(proxy::serve(worker, peer, &mut inbound, &interim));
         poll_fn(|cx| {
             if let Poll::Ready(response) = serving.as_mut().poll(cx) {
                 return Poll::Ready(Some(response));

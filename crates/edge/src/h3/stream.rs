@@ -2,25 +2,25 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use foregate_exchange::head::{EARLY_DATA, EarlyData, TakesTrailers, strip_trailers};
+use foregate_exchange::head::{EARLY_DATA, strip_trailers};
 use foregate_exchange::{Body, Failure, Kind};
 use foregate_http3::{Code, Error, Head, Incoming, RecvStream, SendStream, Tunnel};
 use http::header::EXPECT;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::timeout;
 
 use crate::answer::Answer;
 use crate::deadline::Deadline;
 use crate::peer::Peer;
-use crate::proxy;
+use crate::proxy::{self, Inbound};
 use crate::quic::Handshake;
 use crate::streams::{DISCARD, LINGER, announce_length};
 use crate::websocket;
@@ -33,26 +33,34 @@ const INTERIMS: usize = 16;
 
 /// Reads a request's head and has it answered. What answering takes is boxed and made when there is a head, for a
 /// client may open many streams on which nothing comes.
-pub(super) async fn serve(worker: &Rc<Worker>, peer: &Peer, handshake: &Handshake, mut incoming: Incoming) {
-    let _running = worker.begin();
-    let limit = worker.current().settings.timeouts.request_head;
-    let head = match limit {
-        Some(limit) => timeout(limit, incoming.head()).await,
-        None => Ok(incoming.head().await),
-    };
-    match head {
-        Ok(Ok(head)) => Box::pin(answer(worker, peer, handshake, incoming, head)).await,
-        Ok(Err(Error::TooLarge)) => Box::pin(refuse(worker, peer, incoming)).await,
-        Ok(Err(error)) => {
-            if error.violation().is_some() && worker.may_log() {
-                tracing::info!(peer = %peer.address, %error, "HTTP/3 request refused");
+#[allow(clippy::manual_async_fn, reason = "an async fn would hold its arguments twice")]
+pub(super) fn serve<'a>(
+    worker: &'a Rc<Worker>,
+    peer: &'a Peer,
+    handshake: &'a Handshake,
+    mut incoming: Incoming,
+) -> impl Future<Output = ()> + 'a {
+    async move {
+        let _running = worker.begin();
+        let limit = worker.current().settings.timeouts.request_head;
+        let head = match limit {
+            Some(limit) => timeout(limit, incoming.head()).await,
+            None => Ok(incoming.head().await),
+        };
+        match head {
+            Ok(Ok(head)) => Box::pin(answer(worker, peer, handshake, incoming, head)).await,
+            Ok(Err(Error::TooLarge)) => Box::pin(refuse(worker, peer, incoming)).await,
+            Ok(Err(error)) => {
+                if error.violation().is_some() && worker.may_log() {
+                    tracing::info!(peer = %peer.address, %error, "HTTP/3 request refused");
+                }
             }
-        }
-        Err(_) => {
-            if worker.may_log() {
-                tracing::info!(peer = %peer.address, "reset: a request head took longer than timeouts.request_head");
+            Err(_) => {
+                if worker.may_log() {
+                    tracing::info!(peer = %peer.address, "reset: a request head took longer than timeouts.request_head");
+                }
+                incoming.refuse(Code::H3_REQUEST_INCOMPLETE);
             }
-            incoming.refuse(Code::H3_REQUEST_INCOMPLETE);
         }
     }
 }
@@ -67,69 +75,96 @@ async fn refuse(worker: &Rc<Worker>, peer: &Peer, incoming: Incoming) {
     log(peer, respond(&mut send, answer, false, stalled).await);
 }
 
-async fn answer(worker: &Rc<Worker>, peer: &Peer, handshake: &Handshake, incoming: Incoming, head: Head) {
-    let timeouts = worker.current().settings.timeouts.clone();
-    let early = incoming.early();
-    let (recv, mut send) = incoming.into_streams();
-    let mut parts = head.parts;
-    parts.extensions.insert(TakesTrailers);
-    let head_only = parts.method == Method::HEAD;
+#[allow(clippy::manual_async_fn, reason = "an async fn would hold its arguments twice")]
+fn answer<'a>(
+    worker: &'a Rc<Worker>,
+    peer: &'a Peer,
+    handshake: &'a Handshake,
+    incoming: Incoming,
+    head: Head,
+) -> impl Future<Output = ()> + 'a {
+    async move {
+        let (stalled, pause) = {
+            let timeouts = &worker.current().settings.timeouts;
+            (timeouts.keep_alive, timeouts.request_body)
+        };
+        let early = incoming.early();
+        let (recv, mut send) = incoming.into_streams();
+        let mut inbound = Inbound {
+            parts: head.parts,
+            body: Body::Empty,
+            upgrade: None,
+            takes_trailers: true,
+            early: false,
+        };
+        let parts = &mut inbound.parts;
+        let head_only = parts.method == Method::HEAD;
 
-    if parts.method == Method::CONNECT
-        && let Err(answer) = websocket::accept(worker, &mut parts, head.protocol.as_deref())
-    {
-        let _unread = Upload::new(recv, None, None);
-        return log(peer, respond(&mut send, answer.plain(), head_only, timeouts.keep_alive).await);
+        if parts.method == Method::CONNECT {
+            match websocket::accept(worker, parts, head.protocol.as_deref()) {
+                Ok(asked) => inbound.upgrade = Some(asked),
+                Err(refused) => {
+                    let _unread = Upload::new(recv, None, None);
+                    return log(peer, respond(&mut send, refused.plain(), head_only, stalled).await);
+                }
+            }
+        }
+        let interims = Rc::new(Interims::default());
+        let mut tunnel = None;
+        if inbound.upgrade.is_some() {
+            tunnel = Some(Box::new(recv));
+        } else {
+            let expects = parts.headers.contains_key(EXPECT).then(|| interims.clone());
+            let mut upload = Upload::new(recv, expects, pause);
+            // The FIN of a request without body may come a packet later; a VM should not see an empty body then.
+            let carries_content = || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
+            let expected = head.content_length.map_or_else(carries_content, |length| length > 0);
+            if !expected {
+                _ = timeout(PEEK, upload.peek()).await;
+            }
+            if let Some(Err(failure)) = &upload.first {
+                let answer = Answer::new(failure.kind().status(), "The request's body is malformed.");
+                return log(peer, respond(&mut send, answer.plain(), head_only, stalled).await);
+            }
+            if !upload.is_end_stream() {
+                inbound.body = Body::stream(upload);
+            }
+        }
+        let mut spare = None;
+        if early && !handshake.is_finished() {
+            if matches!(inbound.body, Body::Empty)
+                && tunnel.is_none()
+                && proxy::takes_early(worker, peer, &inbound.parts)
+            {
+                // A client that speaks for another one itself knows what 425 means.
+                let knows = inbound.parts.headers.contains_key(EARLY_DATA);
+                spare = (!knows).then(|| Box::new(inbound.parts.clone()));
+                inbound.early = true;
+            } else if !is_over(handshake, &send).await {
+                return;
+            }
+        }
+        let mut response = ask(worker, peer, &mut inbound, &interims, &mut send).await;
+        if let Some(parts) = spare
+            && matches!(&response, Ok(response) if response.status() == StatusCode::TOO_EARLY)
+        {
+            // RFC 8470, section 5.2: that it was early is between us and the VM.
+            if !is_over(handshake, &send).await {
+                return;
+            }
+            (inbound.parts, inbound.early) = (*parts, false);
+            response = Box::pin(ask(worker, peer, &mut inbound, &interims, &mut send)).await;
+        }
+        // Those that came together with the response stand before it.
+        interims.queue_all(&mut send);
+        let result = match (response, tunnel) {
+            // Everything behind the request was dropped, and so cancelled.
+            (Err(error), _) => Err(error.into()),
+            (Ok(response), Some(recv)) => Box::pin(tunnelled(*recv, send, response, stalled)).await,
+            (Ok(response), None) => respond(&mut send, response, head_only, stalled).await,
+        };
+        log(peer, result);
     }
-    let interims = Rc::new(Interims::default());
-    let (body, tunnel) = if head.protocol.is_some() {
-        (Body::Empty, Some(recv))
-    } else {
-        let expects = parts.headers.contains_key(EXPECT).then(|| interims.clone());
-        let mut upload = Upload::new(recv, expects, timeouts.request_body);
-        // The FIN of a request without body may come a packet later; a VM should not see an empty body then.
-        let carries_content = || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
-        let expected = head.content_length.map_or_else(carries_content, |length| length > 0);
-        if !expected {
-            _ = timeout(PEEK, upload.peek()).await;
-        }
-        if let Some(Err(failure)) = &upload.first {
-            let answer = Answer::new(failure.kind().status(), "The request's body is malformed.");
-            return log(peer, respond(&mut send, answer.plain(), head_only, timeouts.keep_alive).await);
-        }
-        (if upload.is_end_stream() { Body::Empty } else { Body::stream(upload) }, None)
-    };
-
-    let mut spare = None;
-    if early && !handshake.is_finished() {
-        if matches!(body, Body::Empty) && tunnel.is_none() && proxy::takes_early(worker, peer, &parts) {
-            // A client that speaks for another one itself knows what 425 means.
-            spare = (!parts.headers.contains_key(EARLY_DATA)).then(|| parts.clone());
-            parts.extensions.insert(EarlyData);
-        } else if !is_over(handshake, &send).await {
-            return;
-        }
-    }
-    let mut response = ask(worker, peer, Request::from_parts(parts, body), &interims, &mut send).await;
-    if let Some(parts) = spare
-        && matches!(&response, Ok(response) if response.status() == StatusCode::TOO_EARLY)
-    {
-        // RFC 8470, section 5.2: that it was early is between us and the VM.
-        if !is_over(handshake, &send).await {
-            return;
-        }
-        let again = Request::from_parts(parts, Body::Empty);
-        response = Box::pin(ask(worker, peer, again, &interims, &mut send)).await;
-    }
-    // Those that came together with the response stand before it.
-    interims.queue_all(&mut send);
-    let result = match (response, tunnel) {
-        // Everything behind the request was dropped, and so cancelled.
-        (Err(error), _) => Err(error.into()),
-        (Ok(response), Some(recv)) => Box::pin(tunnelled(recv, send, response, timeouts.keep_alive)).await,
-        (Ok(response), None) => respond(&mut send, response, head_only, timeouts.keep_alive).await,
-    };
-    log(peer, result);
 }
 
 /// Waits for the end of the handshake. False: the client or the connection is gone.
@@ -144,12 +179,12 @@ async fn is_over(handshake: &Handshake, send: &SendStream) -> bool {
 async fn ask(
     worker: &Rc<Worker>,
     peer: &Peer,
-    request: Request<Body>,
+    inbound: &mut Inbound,
     interims: &Interims,
     send: &mut SendStream,
 ) -> Result<Response<Body>, Error> {
     let interim = |status: StatusCode, fields: &HeaderMap| interims.put(status, fields.clone());
-    let mut serving = pin!(proxy::serve(worker, peer, request, &interim));
+    let mut serving = pin!(proxy::serve(worker, peer, inbound, &interim));
     let mut stopped = pin!(None);
     poll_fn(|cx| {
         if let Poll::Ready(response) = serving.as_mut().poll(cx) {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use foregate_exchange::head::{self, Origin, Wish};
+use foregate_exchange::head::{self, Origin};
 use foregate_exchange::{Body, Failure, Kind, Side};
 use foregate_routing::{
     Address, HeaderEdit, Matched, Member, Pick, Pool, RequestView, UpstreamHost, Variables,
@@ -39,7 +39,7 @@ pub(super) struct Forwarding<'a> {
     pub(super) authority: &'a HeaderValue,
     pub(super) id: &'a HeaderValue,
     pub(super) trusted: bool,
-    pub(super) wish: Option<&'a Wish>,
+    pub(super) upgrade: Option<&'a HeaderValue>,
     pub(super) early: bool,
     pub(super) takes_trailers: bool,
 }
@@ -50,7 +50,7 @@ impl Forwarding<'_> {
         &self,
         pool: &Arc<Pool>,
         mut headers: HeaderMap,
-        mut body: Body,
+        body: Body,
     ) -> Result<Response<Body>, Answer> {
         let Some(transport) = self.live.transports.get(pool.id.index()) else {
             return Err(Answer::new(StatusCode::BAD_GATEWAY, "The pool of this route cannot be reached."));
@@ -65,13 +65,24 @@ impl Forwarding<'_> {
         // Which VM a client belongs to is between it and us, whatever the VMs get to see of its cookies.
         let cookies = self.edits_cookies().then(|| cookies_of(&headers));
         self.clean(&mut headers);
+        let mut outgoing = Outgoing {
+            method: self.method.clone(),
+            target,
+            authority: self.authority.clone(),
+            headers,
+            body,
+            ask_trailers,
+            upgrade: self.upgrade.cloned(),
+            response_timeout: policy.timeouts.response,
+            idle_timeout: policy.timeouts.idle,
+        };
 
         let mut tried: Vec<usize> = Vec::new();
         // Told when it is known whether another attempt follows.
         let mut failed: Option<Failed<'_>> = None;
         for left in (0..=RETRIES).rev() {
             let now = self.worker.now_nanos();
-            let carried = cookies.as_ref().unwrap_or(&headers);
+            let carried = cookies.as_ref().unwrap_or(&outgoing.headers);
             let pick =
                 pool.pick_sticky(carried, &tried).or_else(|| pool.pick(key, &tried, self.worker.roll(), now));
             let Some(Pick { member, index, in_flight }) = pick else { break };
@@ -79,7 +90,7 @@ impl Forwarding<'_> {
                 self.report(pool, &failed, true);
             }
             let endpoint = member.endpoint.clone();
-            let link = match self.worker.client.connect(&endpoint, transport, self.wish.is_some()).await {
+            let link = match self.worker.client.connect(&endpoint, transport, self.upgrade.is_some()).await {
                 Ok(link) => link,
                 Err(failure) => {
                     tried.push(index);
@@ -88,41 +99,32 @@ impl Forwarding<'_> {
                 }
             };
             let reused = link.reused();
-            let cookie = pool.sticky_cookie(cookies.as_ref().unwrap_or(&headers), index, secure);
+            let cookie = pool.sticky_cookie(cookies.as_ref().unwrap_or(&outgoing.headers), index, secure);
             // Whoever keeps connections open meets one that the VM is just closing; only then, or when
             // the method allows it, is the head needed again.
             let may_repeat = left > 0 && (reused || repeatable);
-            let copy = (may_repeat && !link.returns_fields()).then(|| headers.clone());
-            let outgoing = Outgoing {
-                method: self.method.clone(),
-                target: target.clone(),
-                authority: self.authority_for(&endpoint.address, transport),
-                headers: std::mem::take(&mut headers),
-                body: std::mem::take(&mut body),
-                ask_trailers,
-                upgrade: self.wish.map(|wish| wish.0.clone()),
-                response_timeout: policy.timeouts.response,
-                idle_timeout: policy.timeouts.idle,
-            };
+            let copy = (may_repeat && !link.leaves_fields()).then(|| outgoing.headers.clone());
+            outgoing.authority = self.authority_for(&endpoint.address, transport);
             let begun = Instant::now();
-            match link.send(outgoing, in_flight, |status, fields| self.pass_interim(status, fields)).await {
+            let interim = |status, fields| self.pass_interim(status, fields);
+            match link.send(&mut outgoing, in_flight, interim).await {
                 Ok(response) => {
                     endpoint.vitals.observe_latency(begun.elapsed(), self.worker.now_nanos());
                     return Ok(self.receive(response, cookie));
                 }
-                Err(SendError { failure, unsent, headers: returned }) => {
+                Err(SendError { failure, unsent }) => {
                     let untouched = unsent.is_some();
-                    let spare = copy.or(returned).filter(|_| may_repeat);
-                    let again = match (spare, unsent) {
-                        (Some(spare), Some(unsent)) => Some((spare, unsent)),
-                        (Some(spare), None) if repeatable && failure.kind() == Kind::Reset => {
-                            Some((spare, Body::Empty))
-                        }
-                        _ => None,
+                    let body = match unsent {
+                        Some(unsent) => Some(unsent),
+                        None if repeatable && failure.kind() == Kind::Reset => Some(Body::Empty),
+                        None => None,
                     };
                     failed = Some(Failed { member, failure });
-                    let Some(again) = again else { break };
-                    (headers, body) = again;
+                    let Some(body) = body.filter(|_| may_repeat) else { break };
+                    outgoing.body = body;
+                    if let Some(copy) = copy {
+                        outgoing.headers = copy;
+                    }
                     // A stale connection says nothing about its VM.
                     if !(reused || untouched) {
                         tried.push(index);
@@ -171,7 +173,7 @@ impl Forwarding<'_> {
         headers.remove(CONTENT_LENGTH);
         head::join_cookies(headers);
         let origin = Origin {
-            peer: self.peer.address.ip(),
+            peer: &self.peer.ip,
             trusted: self.trusted,
             scheme: self.peer.scheme(),
             authority: self.authority,

@@ -24,6 +24,9 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// What may be sent and not yet acknowledged.
 const SEND_WINDOW: u64 = 4 * 1024 * 1024;
+/// Requests a client may open at first. quinn keeps room for each, in tables that with up to 112 of them are half as
+/// large as with the 128 that are usual, which most clients never come near.
+pub(crate) const FIRST_STREAMS: u32 = 100;
 /// Control and QPACK streams, with a little room for what a client greases.
 const UNI_STREAMS: u32 = 8;
 /// What every path carries, until more is found out. quinn sends whole datagrams while anything is left of what
@@ -61,7 +64,7 @@ fn transport(settings: &Settings) -> Result<TransportConfig, quinn::VarIntBounds
         None => None,
     };
     transport
-        .max_concurrent_bidi_streams(settings.limits.streams_per_connection.into())
+        .max_concurrent_bidi_streams(settings.limits.streams_per_connection.min(FIRST_STREAMS).into())
         .max_concurrent_uni_streams(UNI_STREAMS.into())
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
@@ -231,7 +234,7 @@ async fn handshake(
     let site = sni.as_deref().and_then(|sni| live.routing.host(sni, local.ip()));
     let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
     let tls = Some(TlsPeer { sni, certificate, floor });
-    let peer = Rc::new(Peer { address, local, tls, _permit: Rc::new(permit) });
+    let peer = Rc::new(Peer::new(address, local, tls, Rc::new(permit)));
     worker.advertising.came(&peer);
     h3::serve(worker, peer, connection, handshake).await;
 }

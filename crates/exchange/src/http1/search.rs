@@ -35,7 +35,7 @@ impl Search {
         // A line end and one or two bytes may have been seen before.
         let from = self.seen.saturating_sub(2);
         let fresh = buffer.get(from..).unwrap_or_default();
-        for (at, _) in fresh.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
+        for at in memchr::memchr_iter(b'\n', fresh) {
             let length = match fresh.get(at + 1..) {
                 Some([b'\n', ..]) => at + 2,
                 Some([b'\r', b'\n', ..]) => at + 3,

@@ -119,7 +119,7 @@ impl<'c> HttpProbe<'c> {
         let Ok(authority) = HeaderValue::from_str(&host) else {
             return Err(Unwell::Unaskable(format!("host \"{host}\"")));
         };
-        let outgoing = Outgoing {
+        let mut outgoing = Outgoing {
             method: Method::GET,
             target,
             authority,
@@ -133,7 +133,7 @@ impl<'c> HttpProbe<'c> {
         };
         let uncounted = InFlight::begin(&self.stand_in);
         let ignore = |_: StatusCode, _: HeaderMap| {};
-        link.send(outgoing, uncounted, ignore).await.map_err(|error| Unwell::Failed(error.failure))
+        link.send(&mut outgoing, uncounted, ignore).await.map_err(|error| Unwell::Failed(error.failure))
     }
 }
 

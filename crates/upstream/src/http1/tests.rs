@@ -93,7 +93,7 @@ impl Session {
         Session::over(vm, Http1::new(Stream::Unix(ours)), outgoing)
     }
 
-    fn over(vm: UnixStream, http1: Box<Http1>, outgoing: Outgoing) -> Session {
+    fn over(vm: UnixStream, http1: Box<Http1>, mut outgoing: Outgoing) -> Session {
         let endpoint = Endpoint::new("pool".into(), Address::Unix("/vm".into()));
         let (shelf, interims) = (Rc::<Shelf>::default(), Rc::<RefCell<Vec<String>>>::default());
         let book = interims.clone();
@@ -101,7 +101,8 @@ impl Session {
             book.borrow_mut().push(format!("{}{}", status.as_u16(), listed(&headers)));
         };
         let in_flight = InFlight::begin(&endpoint);
-        let answer = spawn_local(http1.send(outgoing, in_flight, shelf.clone(), interim));
+        let kept = shelf.clone();
+        let answer = spawn_local(async move { http1.send(&mut outgoing, in_flight, kept, interim).await });
         Session { vm, heard: String::new(), answer, shelf, interims }
     }
 
@@ -513,12 +514,12 @@ async fn what_died_while_idle_is_not_used() {
 async fn what_was_not_sent_comes_back() {
     let (vm, ours) = UnixStream::pair().unwrap();
     drop(vm);
-    let (spare, _) = UnixStream::pair().unwrap();
-    let outgoing = Outgoing { headers: fields(&[("x-a", "b")]), ..get() };
-    let error =
-        Session::over(spare, Http1::new(Stream::Unix(ours)), outgoing).answer.await.unwrap().unwrap_err();
+    let mut outgoing = Outgoing { headers: fields(&[("x-a", "b")]), ..get() };
+    let in_flight = InFlight::begin(&Endpoint::new("pool".into(), Address::Unix("/vm".into())));
+    let sent = Http1::new(Stream::Unix(ours)).send(&mut outgoing, in_flight, Rc::default(), |_, _| {});
+    let error = sent.await.unwrap_err();
     assert_eq!((error.failure.kind(), error.unsent.is_some()), (Kind::Reset, true));
-    assert_eq!(listed(&error.headers.unwrap()), "|x-a: b");
+    assert_eq!(listed(&outgoing.headers), "|x-a: b");
 }
 
 /// After a 101 it is one byte stream, and no byte is lost.

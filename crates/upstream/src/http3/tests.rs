@@ -167,7 +167,7 @@ impl Asking {
 
     async fn send(&mut self, method: Method, body: Body) -> Result<Response<Body>, SendError> {
         let link = self.client.connect(&self.endpoint, &self.transport, false).await.unwrap();
-        let outgoing = Outgoing {
+        let mut outgoing = Outgoing {
             method,
             target: "/".parse().unwrap(),
             authority: HeaderValue::from_static("vm.lan"),
@@ -180,7 +180,7 @@ impl Asking {
         };
         let interims = &mut self.interims;
         let note = |status: StatusCode, _| interims.push(status.as_u16());
-        link.send(outgoing, InFlight::begin(&self.endpoint), note).await
+        link.send(&mut outgoing, InFlight::begin(&self.endpoint), note).await
     }
 
     async fn get(&mut self) -> Result<Response<Body>, SendError> {
