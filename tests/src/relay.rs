@@ -78,6 +78,12 @@ impl Relay {
         Relay::launch(gateway, weather, Seen::default()).await
     }
 
+    /// Starts one that keeps all datagrams, and lets none pass that are longer than this.
+    pub async fn narrow(carries: usize, gateway: SocketAddr) -> Relay {
+        let weather = Weather { carries: Some(carries), ..Weather::default() };
+        Relay::launch(gateway, weather, Seen::recording()).await
+    }
+
     async fn launch(gateway: SocketAddr, weather: Weather, seen: Seen) -> Relay {
         let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
         let address = socket.local_addr().unwrap();
@@ -198,7 +204,9 @@ async fn serve(socket: Arc<UdpSocket>, ways: Ways, side: Side) {
         let (client, payload) = tokio::select! {
             received = socket.recv_from(&mut buffer) => {
                 // An error speaks of an earlier datagram, whose receiver was gone.
-                if let Ok((length, client)) = received {
+                if let Ok((length, client)) = received
+                    && weather.lets_pass(length)
+                {
                     line.put((client, Bytes::copy_from_slice(&buffer[..length])));
                 }
                 continue;
@@ -214,7 +222,8 @@ async fn serve(socket: Arc<UdpSocket>, ways: Ways, side: Side) {
             let path = Arc::new(UdpSocket::bind((address, 0)).await.unwrap());
             path.connect(gateway).await.unwrap();
             let line = seen.line(weather, paths.len() as u64 + 1);
-            let answer = || answer(socket.clone(), path.clone(), client, line, seen.clone(), held.clone());
+            let answer =
+                || answer(socket.clone(), path.clone(), client, (line, weather), seen.clone(), held.clone());
             let answers = heard.then(|| answers.spawn(answer()));
             let old = paths.insert(client, Path { socket: path, side: now, answers });
             if let Some(answers) = old.and_then(|old| old.answers) {
@@ -238,7 +247,7 @@ async fn answer(
     socket: Arc<UdpSocket>,
     path: Arc<UdpSocket>,
     client: SocketAddr,
-    mut line: Line<Bytes>,
+    (mut line, weather): (Line<Bytes>, Weather),
     seen: Seen,
     mut held: watch::Receiver<bool>,
 ) {
@@ -247,7 +256,9 @@ async fn answer(
         let holding = *held.borrow_and_update();
         tokio::select! {
             received = path.recv(&mut buffer) => {
-                if let Ok(length) = received {
+                if let Ok(length) = received
+                    && weather.lets_pass(length)
+                {
                     line.put(Bytes::copy_from_slice(&buffer[..length]));
                 }
             }

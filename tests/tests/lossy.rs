@@ -18,8 +18,15 @@ const AT_ONCE: usize = 4;
 /// No larger: where a packet in a hundred is lost and the way is long, it takes seconds as it is.
 const LARGE: u64 = 1 << 20;
 
-const CLEAR: Weather =
-    Weather { seed: 1, loss: 0, delay: Duration::ZERO, late: 0, held: Duration::ZERO, hop: None };
+const CLEAR: Weather = Weather {
+    seed: 1,
+    loss: 0,
+    delay: Duration::ZERO,
+    late: 0,
+    held: Duration::ZERO,
+    hop: None,
+    carries: None,
+};
 const WEATHERS: [(&str, Weather); 6] = [
     ("1 % loss", Weather { loss: 10, ..CLEAR }),
     ("5 % loss", Weather { loss: 50, ..CLEAR }),

@@ -486,3 +486,40 @@ async fn stray_packets_are_not_answered_in_their_owners_name() {
     seen.extend(received(&socket).iter().map(|answer| answer.slice(answer.len() - 16..)));
     assert_eq!(seen, tokens, "somebody answered for the connection that lives");
 }
+
+/// How long a client's datagrams from the gateway are while a large answer comes, with those that are longer than
+/// every path must carry (RFC 9000, section 14) in their order.
+async fn lengths(carries: usize) -> Vec<usize> {
+    let vm = origin().on("/large", |call| {
+        Box::pin(async move {
+            call.start(200, &Fields::new(), Some(LARGE)).await;
+            let _ = call.write_pattern(LARGE).await;
+            call.finish(&Fields::new()).await;
+        })
+    });
+    let vm = vm.start().await;
+    let gw = builder(&vm).start().await;
+    let relay = Relay::narrow(carries, gw.dial("shop.test").https).await;
+    let mut dial = gw.dial("shop.test");
+    dial.https = relay.address();
+    let client = Client::connect(&dial, Version::H3).await.unwrap();
+    let reply = client.send(&get("/large")).await.unwrap();
+    assert_eq!((reply.length, reply.digest), (LARGE, digest_of(LARGE)));
+    let sent = relay.datagrams();
+    gw.stop().await;
+    let long = |d: &&foregate_tests::Datagram| d.direction == Direction::ToClient && d.payload.len() > FIRST;
+    sent.iter().filter(long).map(|d| d.payload.len()).collect()
+}
+
+/// RFC 9000, section 14.3: what a path carries is found out, on a usual one at the first attempt.
+#[tokio::test]
+async fn datagrams_grow_to_what_a_path_carries() {
+    let usual = lengths(usize::MAX).await;
+    assert_eq!(usual.first(), Some(&1452));
+    assert!(usual.iter().all(|length| *length <= 1452));
+    assert!(usual.iter().filter(|length| **length == 1452).count() > usual.len() / 2, "{usual:?}");
+
+    // A tunnel, say: whatever is lost on it, the answer comes, and most of it in longer datagrams than at first.
+    let narrow = lengths(1400).await;
+    assert!(narrow.iter().filter(|length| **length > 1300).count() > 1000, "{narrow:?}");
+}

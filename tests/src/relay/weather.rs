@@ -26,6 +26,14 @@ pub struct Weather {
     pub held: Duration,
     /// How often the gateway sees a new source port.
     pub hop: Option<Duration>,
+    /// Longer datagrams never arrive.
+    pub carries: Option<usize>,
+}
+
+impl Weather {
+    pub(super) fn lets_pass(&self, length: usize) -> bool {
+        self.carries.is_none_or(|most| length <= most)
+    }
 }
 
 /// One direction: what is put in comes out when it is due, if it does.
@@ -136,6 +144,7 @@ mod tests {
             late: 100,
             held: Duration::from_millis(20),
             hop: None,
+            carries: None,
         };
         let (order, lost, overtaken) = come_out(bad).await;
         assert!((400..600).contains(&lost), "{lost}");

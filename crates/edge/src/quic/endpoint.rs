@@ -8,7 +8,7 @@ use std::time::Duration;
 use foregate_routing::TlsVersion;
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
-use quinn::{Endpoint, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
+use quinn::{Endpoint, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt};
 use tokio::time::timeout;
 
 use super::path::Paths;
@@ -33,6 +33,11 @@ const UNI_STREAMS: u32 = 8;
 /// an unproven address may be sent, so that only datagrams as small as a client's first stay within three
 /// times of that (RFC 9000, section 8.1).
 const INITIAL_MTU: u16 = 1200;
+/// Finding it out begins with the size that Ethernet carries, which nearly every path does, and goes on with the one
+/// in the middle: more than half of what is between them is no step that quinn would take before. A step is a
+/// datagram of its own, and one more round trip until the full size is used.
+const MTU_STEP: u16 = (ETHERNET_MTU - INITIAL_MTU) / 2 + 1;
+const ETHERNET_MTU: u16 = 1452;
 /// How long a connection may be silent before it is asked whether it is still there.
 const PING: Duration = Duration::from_secs(15);
 /// Half-open handshakes of a worker beyond which a client must prove its address.
@@ -59,6 +64,8 @@ pub(crate) fn server_config(
 
 fn transport(settings: &Settings) -> Result<TransportConfig, quinn::VarIntBoundsExceeded> {
     let mut transport = TransportConfig::default();
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(ETHERNET_MTU).minimum_change(MTU_STEP);
     let idle = match settings.timeouts.keep_alive {
         Some(limit) => Some(IdleTimeout::try_from(limit)?),
         None => None,
@@ -70,6 +77,7 @@ fn transport(settings: &Settings) -> Result<TransportConfig, quinn::VarIntBounds
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW)
         .initial_mtu(INITIAL_MTU)
+        .mtu_discovery_config(Some(discovery))
         .datagram_receive_buffer_size(None)
         // A request may take longer than a path may be silent; connections without one are closed by us.
         .keep_alive_interval(Some(settings.timeouts.keep_alive.map_or(PING, |limit| (limit / 3).min(PING))))
