@@ -13,7 +13,7 @@ use foregate_http3::{Code, Connection, Error, Incoming, Settings};
 use crate::deadline::Deadline;
 use crate::drain::Phase;
 use crate::peer::{Peer, canonical};
-use crate::quic::{FIRST_STREAMS, Handshake, proven_address};
+use crate::quic::{Handshake, first_streams, proven_address};
 use crate::streams::Streams;
 use crate::worker::Worker;
 
@@ -55,7 +55,10 @@ pub(crate) async fn serve(
     let live = worker.current();
     let settings = Settings { max_field_section_size: live.settings.limits.request_head as u64 };
     let keep_alive = live.settings.timeouts.keep_alive;
-    let mut allowance = Some(live.settings.limits.streams_per_connection);
+    let streams_allowed = live.settings.limits.streams_per_connection;
+    // A client that comes so far is not one of the many that ask for a page and then are idle.
+    let busy_from = u64::from(first_streams(streams_allowed) / 2);
+    let mut requests = 0;
     drop(live);
     let mut connection = match Connection::start(quic, settings).await {
         Ok(connection) => connection,
@@ -103,10 +106,9 @@ pub(crate) async fn serve(
             Event::Request(incoming) => {
                 follow(&mut peer, connection.quic());
                 let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::begin(&streams));
-                if streams.open() > FIRST_STREAMS as usize / 2
-                    && let Some(all) = allowance.take()
-                {
-                    connection.quic().set_max_concurrent_bi_streams(all.into());
+                requests += 1;
+                if requests == busy_from {
+                    connection.quic().set_max_concurrent_bi_streams(streams_allowed.into());
                 }
                 let handshake = handshake.clone();
                 tokio::task::spawn_local(async move {

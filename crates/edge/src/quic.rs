@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use quinn::{AsyncUdpSocket, EndpointConfig};
 
-pub(crate) use endpoint::{FIRST_STREAMS, accept, server_config};
+pub(crate) use endpoint::{accept, first_streams, server_config};
 pub(crate) use handshake::Handshake;
 pub use keys::Keys;
 pub(crate) use path::proven_address;

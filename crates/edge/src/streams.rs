@@ -31,10 +31,6 @@ impl Streams {
         Open(this.clone())
     }
 
-    pub(crate) fn open(&self) -> usize {
-        self.open.get()
-    }
-
     /// How many there are; wakes the caller when there are none left.
     pub(crate) fn observe(&self, waker: &Waker) -> usize {
         let mut observer = self.observer.borrow_mut();

@@ -74,7 +74,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(',').map(str::trim))
-            // What nearly all of them say stands for no field, or for one that is removed anyway.
+            // What nearly all of them say names what is removed anyway.
             .filter(|name| {
                 !["close", "keep-alive", "upgrade"].iter().any(|word| name.eq_ignore_ascii_case(word))
             })
@@ -96,7 +96,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     match *name {
         CONNECTION | PROXY_AUTHENTICATE | PROXY_AUTHORIZATION | TE | TRANSFER_ENCODING | UPGRADE => true,
-        _ => matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings"),
+        _ => matches!(name.as_str(), "close" | "keep-alive" | "proxy-connection" | "http2-settings"),
     }
 }
 

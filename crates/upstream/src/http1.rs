@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use foregate_exchange::deadline::Deadline;
 use foregate_exchange::http1::{BodyWriter, Ending, Framing, Output, Search, TooLong, announced};
 use foregate_exchange::reading::{ReadBy, Rewound};
@@ -280,10 +280,15 @@ impl Http1 {
         matches!(self.sending, Sending::Done) && self.output.is_empty()
     }
 
-    /// Reads what has come; 0 is the end.
+    /// Reads what has come, no more than there should be room for; 0 is the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
-        self.input.reserve(room);
-        poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input)
+        if !self.input.is_empty() {
+            self.input.reserve(room);
+        } else if !self.input.try_reclaim(room) || self.input.capacity() > room {
+            // To reserve would let the buffer grow with what was in it before.
+            self.input = BytesMut::with_capacity(room);
+        }
+        poll_read_buf(Pin::new(&mut self.io), cx, &mut (&mut self.input).limit(room))
     }
 
     /// The response. Its body moves this connection, which goes back on the shelf at the body's end, if VM and

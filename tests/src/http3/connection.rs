@@ -19,6 +19,8 @@ pub struct Options {
     pub alpn: &'static [u8],
     /// Bytes the gateway may have under way to it, on all streams together.
     pub window: u32,
+    /// And on one stream, if that is less.
+    pub stream_window: u32,
     /// Whether the gateway's streams are read. If not, the test accepts them itself.
     pub watch: bool,
     /// Remembers sessions from one connection to the next; without it nothing is remembered.
@@ -36,7 +38,7 @@ impl Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { alpn: b"h3", window: 8 << 20, watch: true, tls: None }
+        Options { alpn: b"h3", window: 8 << 20, stream_window: u32::MAX, watch: true, tls: None }
     }
 }
 
@@ -84,7 +86,8 @@ impl Connection {
         let mut transport = quinn::TransportConfig::default();
         // A gateway that is gone without a word is noticed within the harness's patience.
         transport.max_idle_timeout(Some(Duration::from_secs(15).try_into().unwrap()));
-        transport.stream_receive_window(options.window.into()).receive_window(options.window.into());
+        let stream = options.stream_window.min(options.window);
+        transport.stream_receive_window(stream.into()).receive_window(options.window.into());
         let tls = options.tls.clone().unwrap_or_else(|| Authority::shared().client(&[options.alpn]));
         let tls = QuicClientConfig::try_from(tls).unwrap();
         let mut config = quinn::ClientConfig::new(Arc::new(tls));

@@ -27,11 +27,12 @@ mod streams;
 use scene::Attack;
 
 /// All of them: how they are made, since some prepare what they send.
-const ATTACKS: [fn() -> Attack; 9] = [
+const ATTACKS: [fn() -> Attack; 10] = [
     heads::endless,
     heads::of_2_to_the_61_bytes,
     heads::qpack_bombs,
     reads::by_single_bytes,
+    reads::that_stop,
     storms::stop_sending,
     storms::reset_stream,
     handshakes::unproven,

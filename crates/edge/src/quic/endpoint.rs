@@ -24,20 +24,21 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// What may be sent and not yet acknowledged.
 const SEND_WINDOW: u64 = 4 * 1024 * 1024;
-/// Requests a client may open at first. quinn keeps room for each, in tables that with up to 112 of them are half as
-/// large as with the 128 that are usual, which most clients never come near.
-pub(crate) const FIRST_STREAMS: u32 = 100;
+/// Requests a client may open at first. quinn keeps room for each, in tables that are half as large as with the 128
+/// that are usual, which most clients never come near.
+const FIRST_STREAMS: u32 = 100;
 /// Control and QPACK streams, with a little room for what a client greases.
 const UNI_STREAMS: u32 = 8;
 /// What every path carries, until more is found out. quinn sends whole datagrams while anything is left of what
 /// an unproven address may be sent, so that only datagrams as small as a client's first stay within three
 /// times of that (RFC 9000, section 8.1).
 const INITIAL_MTU: u16 = 1200;
-/// Finding it out begins with the size that Ethernet carries, which nearly every path does, and goes on with the one
-/// in the middle: more than half of what is between them is no step that quinn would take before. A step is a
-/// datagram of its own, and one more round trip until the full size is used.
-const MTU_STEP: u16 = (ETHERNET_MTU - INITIAL_MTU) / 2 + 1;
-const ETHERNET_MTU: u16 = 1452;
+/// What nearly every path carries: Ethernet, DSL with PPPoE and IPv6, IPv4 in IPv6 (DS-Lite). Finding it out begins
+/// with this size, since more than half of what is between the two is no step that quinn would take before; where it
+/// is lost it tries the middle and leaves it at that. A finer search takes more datagrams and round trips on all
+/// paths for a few bytes on few of them.
+const USUAL_MTU: u16 = 1432;
+const MTU_STEP: u16 = (USUAL_MTU - INITIAL_MTU) / 2 + 1;
 /// How long a connection may be silent before it is asked whether it is still there.
 const PING: Duration = Duration::from_secs(15);
 /// Half-open handshakes of a worker beyond which a client must prove its address.
@@ -65,13 +66,13 @@ pub(crate) fn server_config(
 fn transport(settings: &Settings) -> Result<TransportConfig, quinn::VarIntBoundsExceeded> {
     let mut transport = TransportConfig::default();
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(ETHERNET_MTU).minimum_change(MTU_STEP);
+    discovery.upper_bound(USUAL_MTU).minimum_change(MTU_STEP);
     let idle = match settings.timeouts.keep_alive {
         Some(limit) => Some(IdleTimeout::try_from(limit)?),
         None => None,
     };
     transport
-        .max_concurrent_bidi_streams(settings.limits.streams_per_connection.min(FIRST_STREAMS).into())
+        .max_concurrent_bidi_streams(first_streams(settings.limits.streams_per_connection).into())
         .max_concurrent_uni_streams(UNI_STREAMS.into())
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
@@ -87,6 +88,12 @@ fn transport(settings: &Settings) -> Result<TransportConfig, quinn::VarIntBounds
         Congestion::Bbr => transport.congestion_controller_factory(paths(BbrConfig::default())),
     };
     Ok(transport)
+}
+
+/// What a client may open at first of what is allowed. A little more would not be announced (RFC 9000, section 4.6,
+/// leaves that to us, and quinn waits for an eighth), so a little more is given at once.
+pub(crate) fn first_streams(all: u32) -> u32 {
+    if all < FIRST_STREAMS + FIRST_STREAMS / 4 { all } else { FIRST_STREAMS }
 }
 
 fn paths<F>(controllers: F) -> Arc<Paths<F>> {

@@ -14,21 +14,78 @@ use foregate_exchange::{Failure, Kind, head};
 use foregate_routing::InFlight;
 use http_body::{Frame, SizeHint};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::{Http1, Stop};
 use crate::client::Shelf;
 
-/// Room for one read of a body: at first, and at most where reads fill what they are given. Over loopback a large
-/// download over HTTP/1.1 takes 0.6 of what it takes in reads of the smaller size.
+/// Room for one read of a body: at first, and at most where reads fill what they are given and its client keeps up.
+/// Over loopback a large download over HTTP/1.1 takes 0.6 of what it takes in reads of the smaller size.
 const FIRST_READ: usize = 64 * 1024;
 const LARGEST_READ: usize = 256 * 1024;
+/// A client keeps up that is done with a piece after so long.
+const PROMPT: Duration = Duration::from_millis(10);
+/// So many bodies of a worker are read in larger pieces at a time, so that clients which stop reading in their midst
+/// make it hold little more for that.
+const LARGE_BODIES: usize = 64;
+
+/// How much is read at a time.
+struct Reads {
+    room: usize,
+    /// Room of the last one, and when it was.
+    last: (usize, Option<Instant>),
+    large: Option<Large>,
+}
+
+impl Reads {
+    fn new() -> Reads {
+        Reads { room: FIRST_READ, last: (FIRST_READ, None), large: None }
+    }
+
+    /// What was read decides how much is read next.
+    fn filled(&mut self, length: usize) {
+        let now = Instant::now();
+        let (_, before) = std::mem::replace(&mut self.last, (self.room, Some(now)));
+        if before.is_none_or(|before| now.duration_since(before) > PROMPT) || length < self.room / 2 {
+            self.room = FIRST_READ;
+            self.large = None;
+        } else if length >= self.room {
+            self.large = self.large.take().or_else(Large::one);
+            if self.large.is_some() {
+                self.room = (self.room * 2).min(LARGEST_READ);
+            }
+        }
+    }
+}
+
+/// One of the bodies that are read in larger pieces.
+struct Large;
+
+impl Large {
+    fn one() -> Option<Large> {
+        let others = LARGE.get();
+        (others < LARGE_BODIES).then(|| {
+            LARGE.set(others + 1);
+            Large
+        })
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        LARGE.set(LARGE.get().saturating_sub(1));
+    }
+}
+
+thread_local! {
+    static LARGE: Cell<usize> = const { Cell::new(0) };
+}
 
 pub(super) struct Download {
     drive: Drive,
     /// `None`: the body ends with the connection.
     framing: Option<Framing>,
-    /// Room for the next read.
-    room: usize,
+    reads: Reads,
     over: bool,
     /// How long the VM may pause.
     idle: Option<Duration>,
@@ -64,7 +121,7 @@ impl Download {
         Download {
             drive,
             framing,
-            room: FIRST_READ,
+            reads: Reads::new(),
             over,
             idle,
             deadline: Deadline::default(),
@@ -98,16 +155,13 @@ impl Download {
                 Piece::End => return Poll::Ready(Ok(None)),
                 Piece::More => {}
             }
-            let room = self.room;
+            let room = self.reads.room;
             let filled = self.drive.with(|http1| match http1 {
                 Some(http1) => http1.poll_fill(cx, room),
                 None => Poll::Ready(Ok(0)),
             });
             match filled {
-                // One that was filled is followed by one twice as large.
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    self.room = (n + 1).next_power_of_two().clamp(FIRST_READ, LARGEST_READ);
-                }
+                Poll::Ready(Ok(n)) if n > 0 => self.reads.filled(n),
                 Poll::Ready(Ok(_)) if self.framing.is_none() => return Poll::Ready(Ok(None)),
                 Poll::Ready(Ok(_)) => return Poll::Ready(Err(Kind::Truncated.into())),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::because(Kind::Truncated, error))),
@@ -126,7 +180,8 @@ impl Download {
     /// A small piece, which may wait long for its client, without the large buffer it was read into: what holds
     /// one is at least an eighth of it.
     fn unpinned(&self, data: Bytes) -> Bytes {
-        if data.len() < self.room / 8 { Bytes::copy_from_slice(&data) } else { data }
+        let (room, _) = self.reads.last;
+        if data.len() < room / 8 { Bytes::copy_from_slice(&data) } else { data }
     }
 
     fn deadline(&mut self) -> &mut Deadline {
