@@ -370,7 +370,8 @@ impl Crowd {
             assert_eq!(round.process, process);
             workers[round.worker as usize] += 1;
         }
-        assert!(workers.iter().all(|connections| *connections > 0), "{workers:?}");
+        // Chance puts the few that are left of some on one worker now and then.
+        assert!(!all || workers.iter().all(|connections| *connections > 0), "{workers:?}");
     }
 
     pub(crate) fn change_port(&mut self) {
