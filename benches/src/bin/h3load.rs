@@ -2,7 +2,7 @@
 //!
 //! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds] [fresh | idle]` prints
 //! `REQUESTS requests, FAILED failed, SECONDS s`. With `fresh` every request has a connection of its own, with
-//! a full handshake; with `idle` every connection makes one request and is then kept until the time is over. It trusts any certificate: it measures, it does not browse.
+//! a full handshake; with `idle` every connection makes one request and is then kept until the time is over.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its purpose")]
 
@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Buf;
-use rustls::CipherSuite;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use tokio::sync::Semaphore;
 
 /// As far as the kernel allows.
 const SOCKET_BUFFER: usize = 4 << 20;
+/// Handshakes at a time: a server may refuse more than it can take just now.
+const HANDSHAKES: usize = 64;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -79,15 +79,19 @@ async fn run(url: &str, connections: u64, time: Duration, mode: Mode) -> Result<
     let name = if host.parse::<std::net::IpAddr>().is_ok() { "localhost".to_owned() } else { host };
 
     let count = Arc::new(Count::default());
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let mut tasks = tokio::task::JoinSet::new();
     let begun = Instant::now();
     for _ in 0..connections {
         let (endpoint, config, name) = (endpoint.clone(), config.clone(), name.clone());
         let (uri, count, until) = (uri.clone(), count.clone(), begun + time);
+        let handshakes = handshakes.clone();
         tasks.spawn(async move {
             loop {
-                let connecting = endpoint.connect_with(config.clone(), address, &name)?;
-                connection(connecting, uri.clone(), mode, until, count.clone()).await?;
+                let turn = handshakes.acquire().await?;
+                let quic = endpoint.connect_with(config.clone(), address, &name)?.await?;
+                drop(turn);
+                connection(quic, uri.clone(), mode, until, count.clone()).await?;
                 if !matches!(mode, Mode::Fresh) || Instant::now() >= until {
                     return Ok::<(), Failure>(());
                 }
@@ -106,13 +110,12 @@ async fn run(url: &str, connections: u64, time: Duration, mode: Mode) -> Result<
 }
 
 async fn connection(
-    connecting: quinn::Connecting,
+    quic: quinn::Connection,
     uri: http::Uri,
     mode: Mode,
     until: Instant,
     count: Arc<Count>,
 ) -> Result<(), Failure> {
-    let quic = connecting.await?;
     let connection = h3_quinn::Connection::new(quic.clone());
     let (mut driver, sender) = h3::client::new(connection).await?;
     let driving = tokio::spawn(async move { driver.wait_idle().await });
@@ -158,55 +161,7 @@ async fn exchange(
 }
 
 fn client_config() -> Result<quinn::ClientConfig, Failure> {
-    let mut provider = aws_lc_rs::default_provider();
-    // What browsers ask for first; a server that goes by the client's order is measured with it.
-    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
-    let provider = Arc::new(provider);
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
-        .with_no_client_auth();
-    tls.alpn_protocols = vec![b"h3".to_vec()];
-    tls.resumption = rustls::client::Resumption::disabled();
+    let tls = foregate_bench::tls_client(b"h3", rustls::client::Resumption::disabled())?;
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
     Ok(quinn::ClientConfig::new(Arc::new(crypto)))
-}
-
-#[derive(Debug)]
-struct AcceptAny(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AcceptAny {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &rustls::pki_types::CertificateDer<'_>,
-        _intermediates: &[rustls::pki_types::CertificateDer<'_>],
-        _server_name: &rustls::pki_types::ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: rustls::pki_types::UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &rustls::pki_types::CertificateDer<'_>,
-        _signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("QUIC has TLS 1.3 only".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &rustls::pki_types::CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -1,0 +1,126 @@
+"""What is measured: the CPU time of all processes of a proxy for one request, at equal work, rounds interleaved."""
+
+import dataclasses
+import statistics
+
+from . import machine
+from .load import held
+
+SIZES = {"0 B": "0", "1 KiB": "1k", "100 KiB": "100k", "10 MiB": "10m"}
+VERSIONS = {"h1": "HTTP/1.1", "h1 TLS": "HTTP/1.1 with TLS", "h2": "HTTP/2", "h3": "HTTP/3"}
+# Connections, and streams on each over HTTP/2 and HTTP/3.
+MANY, FEW, WHOLE = (64, 10), (16, 4), (4, 1)
+SHAPES = {"0 B": MANY, "1 KiB": MANY, "100 KiB": FEW, "10 MiB": WHOLE}
+FRESH = 16
+USERS, RATE = 1000, 10
+
+
+@dataclasses.dataclass
+class Row:
+    """One case: a figure of each round for each proxy."""
+
+    version: str
+    what: str
+    unit: str
+    figures: dict
+
+    def median(self, name):
+        return statistics.median(self.figures[name]) if name in self.figures else None
+
+    def spread(self, name):
+        """How far the rounds are from each other, in percent of their median."""
+        values = self.figures[name]
+        return (max(values) - min(values)) / statistics.median(values) * 100
+
+
+def noise(load, first, second, rounds, seconds):
+    """The same program twice: what differs here is no difference."""
+    pair = [(first, "first"), (second, "second")]
+    return _row("h1", "1 KiB", pair, _ask(load, "h1", "1 KiB"), rounds, seconds)
+
+
+def matrix(load, proxies, versions, rounds, seconds, sizes):
+    """Each version with each size, for those who speak it."""
+    for version in versions:
+        sides = _speakers(proxies, version)
+        for size in sizes:
+            yield _row(version, size, sides, _ask(load, version, size), rounds, seconds)
+
+
+def fresh(load, proxies, versions, rounds, seconds):
+    """A connection for each request."""
+    for resumed, what in ((False, "a connection with one request"), (True, "the same, resumed")):
+        for version in (each for each in versions if each != "h1"):
+            # Our HTTP/3 client asks for full handshakes only.
+            if not (resumed and version == "h3"):
+                name = version.split()[0]
+
+                def ask(proxy, seconds, name=name, resumed=resumed):
+                    return load.fresh(name, _secure(proxy), seconds, FRESH, resumed)
+
+                yield _row(version, what, _speakers(proxies, version), ask, rounds, seconds)
+
+
+def idle(load, proxies, versions, connections, seconds):
+    """KiB of memory for each of so many idle connections, after one request."""
+    for version in (each for each in versions if each != "h1"):
+        figures = {}
+        name = version.split()[0]
+        for proxy, side in _speakers(proxies, version):
+            load.fresh(name, _secure(proxy), 1, 1)
+            before = machine.memory(proxy.pid)
+            process = load.idle(name, _secure(proxy), connections, seconds)
+            grown = machine.memory(proxy.pid) - before
+            # Who refuses connections, as some do in a burst, is not measured.
+            if held(process, connections):
+                figures[side] = [grown / connections]
+        yield Row(version, "an idle connection", "KiB", figures)
+
+
+def users(load, proxies, versions, rounds, seconds):
+    """The p99 latency of so many users who do not wait for each other."""
+    for version in (each for each in versions if each not in ("h1", "h3")):
+        sides = _speakers(proxies, version)
+        figures = {side: [] for _, side in sides}
+        for _ in range(rounds):
+            for proxy, side in sides:
+                _, p99, _ = load.users(version.split()[0], _secure(proxy), USERS, seconds + 1, RATE)
+                figures[side].append(p99)
+        yield Row(version, f"p99 of {USERS:,} users, {RATE} requests/s each", "µs", figures)
+
+
+def _secure(proxy):
+    return f"https://localhost:{proxy.https}/1k"
+
+
+def _speakers(proxies, version):
+    return [(proxy, proxy.name) for proxy in proxies if version.split()[0] in proxy.versions]
+
+
+def _ask(load, version, size):
+    connections, streams = SHAPES[size]
+    path = SIZES[size]
+
+    def ask(proxy, seconds):
+        if version == "h1":
+            return load.h1(f"http://localhost:{proxy.http}/{path}", seconds, connections)
+        url = f"https://localhost:{proxy.https}/{path}"
+        if version == "h1 TLS":
+            return load.h1(url, seconds, connections)
+        if version == "h2":
+            return load.h2(url, seconds, connections, streams)
+        return load.h3(url, seconds, connections, streams)
+
+    return ask
+
+
+def _row(version, what, sides, ask, rounds, seconds):
+    # After this connections to the VM are there, and caches are warm. Who does not do what is asked is left out.
+    sides = [(proxy, name) for proxy, name in sides if ask(proxy, 1)]
+    figures = {name: [] for _, name in sides}
+    for _ in range(rounds):
+        for proxy, name in sides:
+            before = machine.cpu(proxy.pid)
+            done = ask(proxy, seconds)
+            figures[name].append((machine.cpu(proxy.pid) - before) / done * 1e6)
+    return Row(version, what, "µs", figures)

@@ -1,0 +1,73 @@
+"""What asks: wrk for HTTP/1.1, h2load for HTTP/2, our own h3load for HTTP/3, and our own tlsload for what the others do
+not do. Each returns how many requests were answered; one that failed ends the run."""
+
+import re
+import subprocess
+import time
+
+
+class Load:
+    """The generators; `programs` is where our own were built."""
+
+    def __init__(self, programs):
+        self.h3load, self.tlsload = programs / "h3load", programs / "tlsload"
+
+    def h1(self, url, seconds, connections):
+        out = _run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", url])
+        if "Non-2xx" in out or "Socket errors" in out:
+            raise SystemExit(f"{url} failed:\n{out}")
+        return int(re.search(r"(\d+) requests in", out)[1])
+
+    def h2(self, url, seconds, connections, streams):
+        out = _run(["h2load", f"-c{connections}", f"-m{streams}", "-t1", "-D", str(seconds), url])
+        done, failed = re.search(r"(\d+) succeeded, (\d+) failed", out).groups()
+        if failed != "0":
+            raise SystemExit(f"{url} failed:\n{out}")
+        return int(done)
+
+    def h3(self, url, seconds, connections, streams):
+        return _count(_run([self.h3load, url, str(connections), str(streams), str(seconds)]), url)
+
+    def fresh(self, version, url, seconds, connections, resumed=False):
+        """A connection for each request, with a full handshake or a resumed one."""
+        if version == "h3":
+            return _count(_run([self.h3load, url, connections, 1, seconds, "fresh"]), url)
+        out = _run([self.tlsload, "resumed" if resumed else "fresh", version, url, connections, seconds])
+        done = _count(out, url)
+        # The first connection of each has no session yet.
+        if resumed and int(re.search(r"(\d+) resumed", out)[1]) < done - connections:
+            return None
+        return done
+
+    def idle(self, version, url, connections, seconds):
+        """Opens connections, sends one request on each and holds them; ready when all should be there."""
+        if version == "h3":
+            words = [self.h3load, url, connections, 1, seconds, "idle"]
+        else:
+            words = [self.tlsload, "idle", version, url, connections, seconds]
+        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(list(map(str, words)), text=True, **quiet)
+        time.sleep(seconds - 2)
+        return process
+
+    def users(self, version, url, users, seconds, rate):
+        """Microseconds within which so many users are served who ask so often: p50, p99, p99.9."""
+        out = _run([self.tlsload, "users", version, url, users, seconds, rate])
+        _count(out, url)
+        return [int(value) for value in re.search(r"p50 (\d+) p99 (\d+) p99.9 (\d+)", out).groups()]
+
+
+def held(process, connections):
+    """Whether all the connections of an idle run were there."""
+    return process.communicate()[0].startswith(f"{connections} requests, 0 failed")
+
+
+def _count(out, url):
+    done, failed = re.search(r"(\d+) requests, (\d+) failed", out).groups()
+    if failed != "0":
+        raise SystemExit(f"{url} failed:\n{out}")
+    return int(done)
+
+
+def _run(words):
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True).stdout

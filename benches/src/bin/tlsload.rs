@@ -1,0 +1,273 @@
+//! What wrk and h2load do not do: connections by the handshake, connections that lie idle, and users who do not wait
+//! for each other.
+//!
+//! ```text
+//! tlsload fresh   h1|h2 URL CONNECTIONS SECONDS         a connection with a full handshake for each request
+//! tlsload resumed h1|h2 URL CONNECTIONS SECONDS         the same with resumed sessions
+//! tlsload idle    h1|h2 URL CONNECTIONS SECONDS         one request on each, and then nothing
+//! tlsload users   h1|h2 URL USERS       SECONDS RATE    each asks so often in a second, whatever the answers do
+//! ```
+//!
+//! It prints `REQUESTS requests, FAILED failed`, then for `resumed` how many connections were, and for `users` the
+//! latency in microseconds: p50, p99, p99.9. That of a user counts from the moment the request was due, so that one who
+//! had to wait for an answer before is no excuse.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its purpose")]
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{Request, Uri};
+use rustls::client::Resumption;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, HandshakeKind};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Handshakes at a time: a server may refuse more than it can take just now.
+const HANDSHAKES: usize = 64;
+const USAGE: &str = "usage: tlsload fresh|resumed|idle|users h1|h2 URL COUNT SECONDS [RATE]";
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Fresh,
+    Resumed,
+    Idle,
+    Users { rate: u32 },
+}
+
+#[derive(Clone)]
+struct Job {
+    mode: Mode,
+    http2: bool,
+    uri: Uri,
+    address: SocketAddr,
+    begun: Instant,
+    until: Instant,
+    handshakes: Arc<Semaphore>,
+    count: Arc<Count>,
+}
+
+#[derive(Default)]
+struct Count {
+    done: AtomicU64,
+    failed: AtomicU64,
+    resumed: AtomicU64,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match run(&words).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tlsload: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(words: &[String]) -> Result<(), Failure> {
+    let [mode, version, url, count, seconds, rest @ ..] = words else { return Err(USAGE.into()) };
+    let mode = match (mode.as_str(), rest) {
+        ("fresh", []) => Mode::Fresh,
+        ("resumed", []) => Mode::Resumed,
+        ("idle", []) => Mode::Idle,
+        ("users", [rate]) => Mode::Users { rate: rate.parse()? },
+        _ => return Err(USAGE.into()),
+    };
+    let uri: Uri = url.parse()?;
+    let host = uri.host().ok_or("the address has no host")?;
+    // IPv4 where there is a choice, which is where the proxies listen.
+    let mut addresses = (host, uri.port_u16().unwrap_or(443)).to_socket_addrs()?;
+    let address = addresses.find(SocketAddr::is_ipv4).ok_or("the host has no IPv4 address")?;
+    let begun = Instant::now();
+    let job = Job {
+        mode,
+        http2: version == "h2",
+        uri,
+        address,
+        begun,
+        until: begun + Duration::from_secs(seconds.parse()?),
+        handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+        count: Arc::default(),
+    };
+    let mut tasks = JoinSet::new();
+    let users: u32 = count.parse()?;
+    for number in 0..users {
+        tasks.spawn(user(job.clone(), f64::from(number) / f64::from(users)));
+    }
+    let mut latencies = Vec::new();
+    while let Some(result) = tasks.join_next().await {
+        match result? {
+            Ok(mut its) => latencies.append(&mut its),
+            Err(error) => {
+                job.count.failed.fetch_add(1, Ordering::Relaxed);
+                eprintln!("tlsload: {error}");
+            }
+        }
+    }
+    let number = |of: &AtomicU64| of.load(Ordering::Relaxed);
+    println!("{} requests, {} failed", number(&job.count.done), number(&job.count.failed));
+    if mode == Mode::Resumed {
+        println!("{} resumed", number(&job.count.resumed));
+    }
+    if !latencies.is_empty() {
+        latencies.sort_unstable();
+        let share = |permille: usize| {
+            let at = (latencies.len() * permille / 1000).min(latencies.len() - 1);
+            latencies.get(at).map_or(0, Duration::as_micros)
+        };
+        println!("p50 {} p99 {} p99.9 {}", share(500), share(990), share(999));
+    }
+    Ok(())
+}
+
+/// What one connection after the other, or one user, does. `phase`: where in the first interval a user begins.
+async fn user(job: Job, phase: f64) -> Result<Vec<Duration>, Failure> {
+    let resumption = if job.mode == Mode::Resumed {
+        // A session may be used once, so none is shared.
+        Resumption::in_memory_sessions(8)
+    } else {
+        Resumption::disabled()
+    };
+    let alpn: &[u8] = if job.http2 { b"h2" } else { b"http/1.1" };
+    let tls = Arc::new(foregate_bench::tls_client(alpn, resumption)?);
+    let mut latencies = Vec::new();
+    match job.mode {
+        Mode::Fresh | Mode::Resumed => {
+            while Instant::now() < job.until {
+                let mut link = Link::open(&job, &tls).await?;
+                job.tally(link.get(&job.uri).await);
+                link.close().await;
+            }
+        }
+        Mode::Idle => {
+            let mut link = Link::open(&job, &tls).await?;
+            job.tally(link.get(&job.uri).await);
+            tokio::time::sleep_until(job.until.into()).await;
+        }
+        Mode::Users { rate } => {
+            let mut link = Link::open(&job, &tls).await?;
+            let interval = Duration::from_secs(1) / rate;
+            // The first second belongs to the handshakes.
+            let mut due = job.begun + Duration::from_secs(1) + interval.mul_f64(phase);
+            while due < job.until {
+                tokio::time::sleep_until(due.into()).await;
+                let got = link.get(&job.uri).await;
+                if got.is_err() {
+                    link = Link::open(&job, &tls).await?;
+                }
+                job.tally(got);
+                latencies.push(due.elapsed());
+                due += interval;
+            }
+        }
+    }
+    Ok(latencies)
+}
+
+impl Job {
+    fn tally(&self, got: Result<(), Failure>) {
+        let counter = if got.is_ok() { &self.count.done } else { &self.count.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection, whichever version it speaks.
+enum Link {
+    Http1 { stream: Box<TlsStream<TcpStream>>, input: BytesMut },
+    Http2 { sender: h2::client::SendRequest<Bytes> },
+}
+
+impl Link {
+    async fn open(job: &Job, tls: &Arc<ClientConfig>) -> Result<Link, Failure> {
+        let _turn = job.handshakes.acquire().await?;
+        let stream = TcpStream::connect(job.address).await?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from("localhost")?;
+        let stream = TlsConnector::from(tls.clone()).connect(name, stream).await?;
+        if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) {
+            job.count.resumed.fetch_add(1, Ordering::Relaxed);
+        }
+        if !job.http2 {
+            return Ok(Link::Http1 { stream: Box::new(stream), input: BytesMut::new() });
+        }
+        let (sender, connection) = h2::client::handshake(stream).await?;
+        tokio::spawn(async move { connection.await.is_ok() });
+        Ok(Link::Http2 { sender })
+    }
+
+    async fn get(&mut self, uri: &Uri) -> Result<(), Failure> {
+        match self {
+            Link::Http1 { stream, input } => http1(stream, input, uri).await,
+            Link::Http2 { sender } => http2(sender, uri).await,
+        }
+    }
+
+    async fn close(self) {
+        if let Link::Http1 { mut stream, .. } = self {
+            // What it says does not matter any more.
+            _ = stream.shutdown().await;
+        }
+    }
+}
+
+async fn http1(stream: &mut TlsStream<TcpStream>, input: &mut BytesMut, uri: &Uri) -> Result<(), Failure> {
+    let request = format!("GET {} HTTP/1.1\r\nhost: localhost\r\n\r\n", uri.path());
+    stream.write_all(request.as_bytes()).await?;
+    let mut left = loop {
+        let mut fields = [httparse::EMPTY_HEADER; 64];
+        let mut response = httparse::Response::new(&mut fields);
+        if let httparse::Status::Complete(head) = response.parse(input)? {
+            if response.code != Some(200) {
+                return Err(format!("status {:?}", response.code).into());
+            }
+            let named =
+                response.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
+            let length = named.ok_or("a response without Content-Length")?.value;
+            let length: usize = std::str::from_utf8(length)?.parse()?;
+            input.advance(head);
+            break length;
+        }
+        if stream.read_buf(input).await? == 0 {
+            return Err("closed before the response".into());
+        }
+    };
+    loop {
+        let taken = left.min(input.len());
+        input.advance(taken);
+        left -= taken;
+        if left == 0 {
+            return Ok(());
+        }
+        if stream.read_buf(input).await? == 0 {
+            return Err("closed in the response".into());
+        }
+    }
+}
+
+async fn http2(sender: &mut h2::client::SendRequest<Bytes>, uri: &Uri) -> Result<(), Failure> {
+    let mut ready = sender.clone().ready().await?;
+    let (response, _) = ready.send_request(Request::get(uri.clone()).body(())?, true)?;
+    let response = response.await?;
+    if response.status() != 200 {
+        return Err(response.status().to_string().into());
+    }
+    let mut body = response.into_body();
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+    }
+    Ok(())
+}
