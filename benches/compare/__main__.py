@@ -41,7 +41,7 @@ def _measure(options, scene, load):
     noise = cases.noise(load, ours, twin, rounds, seconds)
     print(report.line(noise), flush=True)
     rows = []
-    for row in _rows(options, load, sides, rounds, seconds):
+    for row in _rows(options, scene, load, sides, rounds, seconds):
         rows.append(row)
         print(report.line(row), flush=True)
     facts = {
@@ -57,14 +57,14 @@ def _measure(options, scene, load):
         (folder / "latest.svg").write_text(report.chart(rows, sides))
 
 
-def _rows(options, load, sides, rounds, seconds):
+def _rows(options, scene, load, sides, rounds, seconds):
     sizes = ["1 KiB"] if options.quick else list(cases.SIZES)
     versions = options.versions
     yield from cases.matrix(load, sides, versions, rounds, seconds, sizes)
     yield from cases.fresh(load, sides, versions, rounds, seconds)
     yield from cases.users(load, sides, versions, rounds, seconds)
     if not options.quick:
-        yield from cases.idle(load, sides, versions, options.idle, 12)
+        yield from cases.idle(load, scene, sides, versions, options.idle, 12)
 
 
 def _options():

@@ -61,12 +61,14 @@ def fresh(load, proxies, versions, rounds, seconds):
                 yield _row(version, what, _speakers(proxies, version), ask, rounds, seconds)
 
 
-def idle(load, proxies, versions, connections, seconds):
-    """KiB of memory for each of so many idle connections, after one request."""
+def idle(load, scene, proxies, versions, connections, seconds):
+    """KiB of memory for each of so many idle connections, after one request. Each proxy is started anew: one that has
+    been busy has memory to spare."""
     for version in (each for each in versions if each != "h1"):
         figures = {}
         name = version.split()[0]
-        for proxy, side in _speakers(proxies, version):
+        for _, side in _speakers(proxies, version):
+            proxy = scene.start(side)
             load.fresh(name, _secure(proxy), 1, 1)
             before = machine.memory(proxy.pid)
             process = load.idle(name, _secure(proxy), connections, seconds)
@@ -74,6 +76,7 @@ def idle(load, proxies, versions, connections, seconds):
             # Who refuses connections, as some do in a burst, is not measured.
             if held(process, connections):
                 figures[side] = [grown / connections]
+            scene.end(proxy)
         yield Row(version, "an idle connection", "KiB", figures)
 
 

@@ -51,14 +51,12 @@ class Scene:
             machine.wait_for(port, name)
         return Proxy(name, version, frozenset(versions), process, http, https)
 
+    def end(self, proxy):
+        self.running.remove(proxy.process)
+        _end([proxy.process])
+
     def stop(self):
-        for process in self.running:
-            process.send_signal(signal.SIGTERM)
-        for process in self.running:
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        _end(self.running)
 
     def _foregate(self, http, https):
         program = self.release / "foregate"
@@ -105,6 +103,16 @@ class Scene:
         process = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log, env=environment, cwd=self.folder)
         self.running.append(process)
         return process
+
+
+def _end(processes):
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def install(names, venv):
