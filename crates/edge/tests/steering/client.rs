@@ -370,8 +370,14 @@ impl Crowd {
             assert_eq!(round.process, process);
             workers[round.worker as usize] += 1;
         }
-        // Chance puts the few that are left of some on one worker now and then.
-        assert!(!all || workers.iter().all(|connections| *connections > 0), "{workers:?}");
+        assert!(workers.iter().all(|connections| *connections > 0), "{workers:?}");
+    }
+
+    /// Checks that this process serves all of them. They may be few, since others have left.
+    pub(crate) fn kept_by(&self, process: u32) {
+        for load in self.0.iter().flat_map(|client| &client.loads) {
+            assert_eq!(load.last().process, process);
+        }
     }
 
     pub(crate) fn change_port(&mut self) {
