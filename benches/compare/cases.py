@@ -50,23 +50,21 @@ def matrix(load, proxies, versions, rounds, seconds, sizes):
 def fresh(load, proxies, versions, rounds, seconds):
     """A connection for each request."""
     for resumed, what in ((False, "a connection with one request"), (True, "the same, resumed")):
-        for version in (each for each in versions if each != "h1"):
-            # Our HTTP/3 client asks for full handshakes only.
-            if not (resumed and version == "h3"):
-                name = version.split()[0]
+        # Our HTTP/3 client asks for full handshakes only.
+        for version in _encrypted(versions, without="h3" if resumed else None):
 
-                def ask(proxy, seconds, name=name, resumed=resumed):
-                    return load.fresh(name, _secure(proxy), seconds, FRESH, resumed)
+            def ask(proxy, seconds, name=_spoken(version), resumed=resumed):
+                return load.fresh(name, _secure(proxy), seconds, FRESH, resumed)
 
-                yield _row(version, what, _speakers(proxies, version), ask, rounds, seconds)
+            yield _row(version, what, _speakers(proxies, version), ask, rounds, seconds)
 
 
 def idle(load, scene, proxies, versions, connections, seconds):
     """KiB of memory for each of so many idle connections, after one request. Each proxy is started anew: one that has
     been busy has memory to spare."""
-    for version in (each for each in versions if each != "h1"):
+    for version in _encrypted(versions):
         figures = {}
-        name = version.split()[0]
+        name = _spoken(version)
         for _, side in _speakers(proxies, version):
             proxy = scene.start(side)
             load.fresh(name, _secure(proxy), 1, 1)
@@ -82,12 +80,12 @@ def idle(load, scene, proxies, versions, connections, seconds):
 
 def users(load, proxies, versions, rounds, seconds):
     """The p99 latency of so many users who do not wait for each other."""
-    for version in (each for each in versions if each not in ("h1", "h3")):
+    for version in _encrypted(versions, without="h3"):
         sides = _speakers(proxies, version)
         figures = {side: [] for _, side in sides}
         for _ in range(rounds):
             for proxy, side in sides:
-                _, p99, _ = load.users(version.split()[0], _secure(proxy), USERS, seconds + 1, RATE)
+                _, p99, _ = load.users(_spoken(version), _secure(proxy), USERS, seconds + 1, RATE)
                 figures[side].append(p99)
         yield Row(version, f"p99 of {USERS:,} users, {RATE} requests/s each", "µs", figures)
 
@@ -96,8 +94,17 @@ def _secure(proxy):
     return f"https://localhost:{proxy.https}/1k"
 
 
+def _encrypted(versions, without=None):
+    return [version for version in versions if version not in ("h1", without)]
+
+
+def _spoken(version):
+    """A version as proxies and generators name it, whether it is encrypted or not."""
+    return version.split()[0]
+
+
 def _speakers(proxies, version):
-    return [(proxy, proxy.name) for proxy in proxies if version.split()[0] in proxy.versions]
+    return [(proxy, proxy.name) for proxy in proxies if _spoken(version) in proxy.versions]
 
 
 def _ask(load, version, size):

@@ -19,14 +19,14 @@ class Load:
         return int(re.search(r"(\d+) requests in", out)[1])
 
     def h2(self, url, seconds, connections, streams):
-        out = _run(["h2load", f"-c{connections}", f"-m{streams}", "-t1", "-D", str(seconds), url])
+        out = _run(["h2load", f"-c{connections}", f"-m{streams}", "-t1", "-D", seconds, url])
         done, failed = re.search(r"(\d+) succeeded, (\d+) failed", out).groups()
         if failed != "0":
             raise SystemExit(f"{url} failed:\n{out}")
         return int(done)
 
     def h3(self, url, seconds, connections, streams):
-        return _count(_run([self.h3load, url, str(connections), str(streams), str(seconds)]), url)
+        return _count(_run([self.h3load, url, connections, streams, seconds]), url)
 
     def fresh(self, version, url, seconds, connections, resumed=False):
         """A connection for each request, with a full handshake or a resumed one."""

@@ -60,12 +60,6 @@ def memory(pid):
     return total
 
 
-def kernel_memory():
-    """KiB the kernel holds for sockets and the like, of all processes."""
-    text = pathlib.Path("/proc/meminfo").read_text()
-    return sum(int(re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[1]) for name in ("Slab", "KernelStack"))
-
-
 def describe():
     """The machine in one line."""
     info = pathlib.Path("/proc/cpuinfo").read_text()

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,9 +118,11 @@ def _end(processes):
 
 def install(names, venv):
     """Installs what is missing, by package name."""
+    # Where Debian keeps servers, which users do not always look.
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     programs = [program for program in DEBIAN if program in names or program not in ("nginx", "haproxy")]
     programs.append("nginx")  # The origin.
-    missing = {DEBIAN[program] for program in programs if not _has(program)}
+    missing = {DEBIAN[program] for program in programs if not shutil.which(program)}
     if missing:
         sudo = [] if os.geteuid() == 0 else ["sudo"]
         words = [*sudo, "apt-get", "install", "--yes", "--no-install-recommends", *sorted(missing)]
@@ -129,12 +132,6 @@ def install(names, venv):
         if not (venv / "bin" / "pip").exists():
             subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         subprocess.run([venv / "bin" / "pip", "--quiet", "install", *wanted], check=True)
-
-
-def _has(program):
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    os.environ["PATH"] = path if "/usr/sbin" not in os.environ["PATH"] else os.environ["PATH"]
-    return any((pathlib.Path(folder) / program).exists() for folder in path.split(":"))
 
 
 def _version(words):
