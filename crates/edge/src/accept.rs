@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,10 @@ use crate::{h1, h2};
 /// How a client of HTTP/2 with prior knowledge begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// What is done with a connection from some point on. Each of its phases is boxed, so that it takes the memory of the
+/// present one only: a handshake needs much more than waiting for a request.
+type Phase = Pin<Box<dyn Future<Output = ()>>>;
+
 /// Serves one accepted connection to its end.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
@@ -37,15 +42,18 @@ pub(crate) async fn serve(
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    if secure {
-        tls(worker, stream, address, local, permit).await;
+    let next = if secure {
+        Box::pin(tls(worker, stream, address, local, permit)).await
     } else {
-        plain(worker, stream, Peer::new(address, local, None, Rc::new(permit))).await;
+        Box::pin(plain(worker, stream, Peer::new(address, local, None, Rc::new(permit)))).await
+    };
+    if let Some(serving) = next {
+        serving.await;
     }
 }
 
 /// HTTP/1.1, or HTTP/2 if that is how the client begins.
-async fn plain(worker: Rc<Worker>, mut stream: TcpStream, peer: Peer) {
+async fn plain(worker: Rc<Worker>, mut stream: TcpStream, peer: Peer) -> Option<Phase> {
     let limit = worker.current().settings.timeouts.request_head;
     let mut first = BytesMut::with_capacity(PREFACE.len());
     let begins_as_http2 = |first: &[u8]| PREFACE.starts_with(first) || first.starts_with(PREFACE);
@@ -60,17 +68,23 @@ async fn plain(worker: Rc<Worker>, mut stream: TcpStream, peer: Peer) {
         }
     };
     if !matches!(within(limit, sniff).await, Some(Ok(true))) {
-        return;
+        return None;
     }
     let peer = Rc::new(peer);
-    if begins_as_http2(&first) {
-        h2::serve(worker, peer, ReadBy::new(Rewound(first.freeze()), stream)).await;
+    Some(if begins_as_http2(&first) {
+        Box::pin(h2::serve(worker, peer, ReadBy::new(Rewound(first.freeze()), stream)))
     } else {
-        h1::serve(worker, peer, stream, first).await;
-    }
+        Box::pin(h1::serve(worker, peer, stream, first))
+    })
 }
 
-async fn tls(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, local: SocketAddr, permit: Permit) {
+async fn tls(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    address: SocketAddr,
+    local: SocketAddr,
+    permit: Permit,
+) -> Option<Phase> {
     let live = worker.current();
     let limit = live.settings.timeouts.handshake;
     let handshake = async {
@@ -78,7 +92,7 @@ async fn tls(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, local: 
         let mut first = [0];
         stream.peek(&mut first).await?;
         if first[0].is_ascii_alphabetic() {
-            explain(stream).await;
+            Box::pin(explain(stream)).await;
             return Err(io::Error::other("plain HTTP on the HTTPS port"));
         }
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
@@ -99,21 +113,21 @@ async fn tls(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, local: 
         Some(Ok(done)) => done,
         Some(Err(error)) => {
             tracing::debug!(peer = %address, %error, "TLS handshake failed");
-            return;
+            return None;
         }
         None => {
             tracing::debug!(peer = %address, "TLS handshake took longer than timeouts.handshake");
-            return;
+            return None;
         }
     };
     drop(live);
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let peer = Rc::new(Peer::new(address, local, Some(tls), Rc::new(permit)));
-    if http2 {
-        h2::serve(worker, peer, stream).await;
+    Some(if http2 {
+        Box::pin(h2::serve(worker, peer, stream))
     } else {
-        h1::serve(worker, peer, stream, BytesMut::new()).await;
-    }
+        Box::pin(h1::serve(worker, peer, stream, BytesMut::new()))
+    })
 }
 
 /// Plain HTTP on the HTTPS port is a mistake people make; a sentence is kinder than a reset.

@@ -40,14 +40,22 @@ const LINGER: Duration = Duration::from_secs(2);
 const PIPELINED: usize = 64 * 1024;
 
 /// Serves a connection to its end. `first` has been read from it already.
-pub(crate) async fn serve<IO>(worker: Rc<Worker>, peer: Rc<Peer>, io: IO, first: BytesMut)
+#[allow(clippy::manual_async_fn, reason = "an async fn would hold the stream beside the connection")]
+pub(crate) fn serve<IO>(
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    io: IO,
+    first: BytesMut,
+) -> impl Future<Output = ()>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let wire = Rc::new(Wire::new(io, first));
     let mut connection = Connection { worker, peer, wire, deadline: Deadline::default(), served: false };
-    if let Err(error) = connection.run().await {
-        tracing::debug!(peer = %connection.peer.address, %error, "connection ended");
+    async move {
+        if let Err(error) = connection.run().await {
+            tracing::debug!(peer = %connection.peer.address, %error, "connection ended");
+        }
     }
 }
 
@@ -78,7 +86,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
             };
             let _running = self.worker.begin();
             let keep_alive = head.keep_alive;
-            let (asked, response) = match self.exchange(head).await? {
+            // Boxed, so that it takes no memory between requests.
+            let (asked, response) = match Box::pin(self.exchange(head)).await? {
                 Some(answered) => answered,
                 None => return Ok(()),
             };
@@ -148,6 +157,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => {
+                        self.wire.rest();
                         if !partial && closing.as_mut().poll(cx).is_ready() {
                             return Poll::Ready(Ok(Next::Nothing));
                         }

@@ -35,12 +35,32 @@ const MAX_RESET: usize = 64;
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Serves a connection to its end.
-pub(crate) async fn serve<IO>(worker: Rc<Worker>, peer: Rc<Peer>, io: IO)
+pub(crate) fn serve<IO>(worker: Rc<Worker>, peer: Rc<Peer>, io: IO) -> impl Future<Output = ()>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
+    let half = Rc::new(HalfHead::default());
+    let io = ReadBy::new(Outline::new(half.clone()), io);
+    // Boxed, so that it takes no memory when it is over.
+    let handshake = Box::pin(handshake(worker.clone(), peer.clone(), io));
+    async move {
+        if let Some(connection) = handshake.await {
+            run(&worker, &peer, &half, connection).await;
+        }
+    }
+}
+
+/// Exchanges prefaces. `None`: the client did not.
+async fn handshake<IO>(
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    io: IO,
+) -> Option<Box<server::Connection<IO, Bytes>>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
     let live = worker.current();
-    let (limits, timeouts) = (&live.settings.limits, live.settings.timeouts.clone());
+    let limits = &live.settings.limits;
     let mut builder = server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -51,33 +71,42 @@ where
         .max_pending_accept_reset_streams(MAX_RESET)
         .max_local_error_reset_streams(Some(MAX_RESET))
         .enable_connect_protocol();
-    drop(live);
     let mut deadline = Deadline::default();
-    let half = Rc::new(HalfHead::default());
-    let mut handshake = pin!(builder.handshake::<_, Bytes>(ReadBy::new(Outline::new(half.clone()), io)));
+    let mut handshake = pin!(builder.handshake::<_, Bytes>(io));
     let accepted = poll_fn(|cx| match handshake.as_mut().poll(cx) {
         Poll::Ready(result) => Poll::Ready(Some(result)),
-        Poll::Pending => deadline.poll(cx, timeouts.request_head).map(|()| None),
+        Poll::Pending => deadline.poll(cx, live.settings.timeouts.request_head).map(|()| None),
     })
     .await;
-    let mut connection = match accepted {
-        Some(Ok(connection)) => connection,
+    match accepted {
+        Some(Ok(connection)) => Some(Box::new(connection)),
         Some(Err(error)) => {
             tracing::debug!(peer = %peer.address, %error, "HTTP/2 handshake failed");
-            return;
+            None
         }
         None => {
             tracing::info!(peer = %peer.address, "closed: the HTTP/2 preface took longer than timeouts.request_head");
-            return;
+            None
         }
-    };
+    }
+}
 
+/// Takes requests until there are no more.
+async fn run<IO>(
+    worker: &Rc<Worker>,
+    peer: &Rc<Peer>,
+    half: &HalfHead,
+    mut connection: Box<server::Connection<IO, Bytes>>,
+) where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let timeouts = worker.current().settings.timeouts.clone();
     let streams = Rc::new(Streams::default());
     let mut draining = pin!(worker.drain.reached(Phase::Draining));
     let mut closing = pin!(worker.drain.reached(Phase::Closing));
     let mut half_head = HalfHeadDeadline::default();
+    let mut deadline = Deadline::default();
     let mut leaving = false;
-    deadline.clear();
     loop {
         let accepted = poll_fn(|cx| {
             if !leaving && draining.as_mut().poll(cx).is_ready() {
@@ -87,7 +116,7 @@ where
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(accepted);
             }
-            if half_head.poll(cx, &half, timeouts.request_head).is_ready() {
+            if half_head.poll(cx, half, timeouts.request_head).is_ready() {
                 tracing::info!(peer = %peer.address, "closed: a request head took longer than timeouts.request_head");
                 return Poll::Ready(None);
             }
@@ -113,12 +142,10 @@ where
         .await;
         match accepted {
             Some(Ok((request, respond))) => {
-                let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::begin(&streams));
+                let (worker, peer) = (worker.clone(), peer.clone());
                 // Boxed first: the runtime moves a task several times before it runs, and this one is large.
-                tokio::task::spawn_local(Box::pin(async move {
-                    let _open = open;
-                    stream::serve(&worker, &peer, request, respond).await;
-                }));
+                let work = Box::pin(async move { stream::serve(&worker, &peer, request, respond).await });
+                tokio::task::spawn_local(Streams::begin(&streams, work));
             }
             Some(Err(error)) => {
                 tracing::debug!(peer = %peer.address, %error, "HTTP/2 connection ended");

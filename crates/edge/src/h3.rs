@@ -105,16 +105,13 @@ pub(crate) async fn serve(
         match event {
             Event::Request(incoming) => {
                 follow(&mut peer, connection.quic());
-                let (worker, peer, open) = (worker.clone(), peer.clone(), Streams::begin(&streams));
+                let (worker, peer, handshake) = (worker.clone(), peer.clone(), handshake.clone());
                 requests += 1;
                 if requests == busy_from {
                     connection.quic().set_max_concurrent_bi_streams(streams_allowed.into());
                 }
-                let handshake = handshake.clone();
-                tokio::task::spawn_local(async move {
-                    let _open = open;
-                    stream::serve(&worker, &peer, &handshake, incoming).await;
-                });
+                let work = async move { stream::serve(&worker, &peer, &handshake, incoming).await };
+                tokio::task::spawn_local(Streams::begin(&streams, work));
             }
             Event::Leave => {
                 connection.begin_goaway();

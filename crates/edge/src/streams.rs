@@ -1,5 +1,7 @@
 //! What streams of HTTP/2 and HTTP/3 have in common: being counted, so that a connection knows when it is
-//! idle, how much of an unwanted body is read, and the length of a response.
+//! idle, what they may take of the worker's time, how much of an unwanted body is read, and the length of a response.
+
+mod budget;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -12,6 +14,8 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, StatusCode, response};
 use http_body::Body as _;
 
+use self::budget::{Budget, Budgeted};
+
 /// What of a request's body nobody wanted is read away, and for how long.
 pub(crate) const DISCARD: usize = 256 * 1024;
 pub(crate) const LINGER: Duration = Duration::from_millis(500);
@@ -22,13 +26,14 @@ pub(crate) struct Streams {
     open: Cell<usize>,
     /// The connection's task, which waits for the last of them to end.
     observer: RefCell<Option<Waker>>,
+    budget: Budget,
 }
 
 impl Streams {
-    /// One more, until the guard is dropped.
-    pub(crate) fn begin(this: &Rc<Streams>) -> Open {
+    /// One more, whose work is to be run as a task.
+    pub(crate) fn begin<F>(this: &Rc<Streams>, work: F) -> Budgeted<F> {
         this.open.set(this.open.get() + 1);
-        Open(this.clone())
+        Budgeted::new(Open(this.clone()), work)
     }
 
     /// How many there are; wakes the caller when there are none left.
@@ -41,7 +46,8 @@ impl Streams {
     }
 }
 
-pub(crate) struct Open(Rc<Streams>);
+/// Counts a stream until it is dropped.
+struct Open(Rc<Streams>);
 
 impl Drop for Open {
     fn drop(&mut self) {

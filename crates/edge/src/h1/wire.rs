@@ -2,8 +2,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::BytesMut;
 use foregate_exchange::http1::{Broken, Framing, Output, Piece};
@@ -53,9 +54,27 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
     /// Reads what has come; 0 is the end.
     pub(super) fn poll_fill(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut input = self.input.borrow_mut();
-        let room = if matches!(*self.framing.borrow(), Framing::None) { HEAD_READ } else { BODY_READ };
-        input.reserve(room);
-        poll_read_buf(Pin::new(&mut *self.io.borrow_mut()), cx, &mut *input)
+        let mut io = self.io.borrow_mut();
+        let io = Pin::new(&mut *io);
+        if !matches!(*self.framing.borrow(), Framing::None) {
+            input.reserve(BODY_READ);
+            return poll_read_buf(io, cx, &mut *input);
+        }
+        // Heads are small, and mostly there is none: a connection that waits for one has no buffer for it.
+        let mut room = [const { MaybeUninit::uninit() }; HEAD_READ];
+        let mut read = ReadBuf::uninit(&mut room);
+        ready!(io.poll_read(cx, &mut read))?;
+        input.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
+    }
+
+    /// Gives back the memory of requests and responses that are over.
+    pub(super) fn rest(&self) {
+        let mut input = self.input.borrow_mut();
+        if input.is_empty() {
+            *input = BytesMut::new();
+        }
+        self.output.borrow_mut().rest();
     }
 
     /// Whether the request's body has been read to its end.

@@ -139,6 +139,8 @@ pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, keys: Keys) {
             config,
             half_open.clone(),
         ));
+        // It begins with a signature, which takes as long as dozens of requests: others come before the next one.
+        tokio::task::yield_now().await;
     }
     // Connections that are left run on; new ones are refused by their absence.
     endpoint.set_server_config(None);

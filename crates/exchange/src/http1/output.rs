@@ -12,6 +12,9 @@ const COPY_BELOW: usize = 8 * 1024;
 /// What may wait to be written before a body is asked for more.
 const WRITE_BEFORE_MORE: usize = 64 * 1024;
 
+/// What a connection keeps to write from: a head with a small body.
+const USUAL: usize = 2 * 1024;
+
 /// Bytes on their way out: first the copied ones, then the large piece. While there is a large piece nothing
 /// may be copied behind it.
 #[derive(Debug, Default)]
@@ -58,6 +61,13 @@ impl Output {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.unflushed && self.copied.is_empty() && self.large.is_empty()
+    }
+
+    /// Gives back memory that only a large body needs.
+    pub fn rest(&mut self) {
+        if self.copied.is_empty() && self.copied.capacity() > USUAL {
+            self.copied = BytesMut::new();
+        }
     }
 
     /// How many bytes the stream has taken.

@@ -1,0 +1,209 @@
+//! What of a worker's time a connection's streams may take at once. The runtime runs tasks in the order in which they
+//! were woken, so a client that has hundreds of streams woken by one packet would let everyone else wait for all of
+//! them. Here they run so many at a time, and then others do.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use pin_project_lite::pin_project;
+
+use super::{Open, Streams};
+
+/// Polls of a connection's streams before others are served: less than a tenth of a millisecond for usual ones.
+const BUDGET: usize = 16;
+
+/// How far a connection is through its budget.
+#[derive(Default)]
+pub(super) struct Budget {
+    /// How many polls were made since it was last full.
+    spent: Cell<usize>,
+    /// Streams that found it spent, in their order.
+    waiting: RefCell<VecDeque<Waker>>,
+    /// How many of all that ever waited may go on.
+    called: Cell<u64>,
+}
+
+impl Budget {
+    /// Ready: the stream may run now. `ticket` is its place among those that wait.
+    fn poll(&self, cx: &Context<'_>, ticket: &mut Option<u64>) -> Poll<()> {
+        match *ticket {
+            // Its poll was counted when it was called.
+            Some(place) if place < self.called.get() => {
+                *ticket = None;
+                Poll::Ready(())
+            }
+            // Something else has woken it as well.
+            Some(_) => Poll::Pending,
+            None if self.is_spent() => {
+                let mut waiting = self.waiting.borrow_mut();
+                *ticket = Some(self.called.get() + waiting.len() as u64);
+                waiting.push_back(cx.waker().clone());
+                Poll::Pending
+            }
+            None => {
+                self.spent.set(self.spent.get() + 1);
+                Poll::Ready(())
+            }
+        }
+    }
+
+    fn is_spent(&self) -> bool {
+        self.spent.get() == BUDGET
+    }
+
+    /// Makes it full again, for those first that wait.
+    fn refill(&self) {
+        let mut waiting = self.waiting.borrow_mut();
+        let next = waiting.len().min(BUDGET);
+        self.called.set(self.called.get() + next as u64);
+        self.spent.set(next);
+        waiting.drain(..next).for_each(Waker::wake);
+    }
+}
+
+pin_project! {
+    /// What a stream does, within its connection's budget.
+    pub(crate) struct Budgeted<F> {
+        #[pin]
+        work: F,
+        ticket: Option<u64>,
+        // Dropped last: then the stream is over.
+        open: Open,
+    }
+}
+
+impl<F> Budgeted<F> {
+    pub(super) fn new(open: Open, work: F) -> Budgeted<F> {
+        Budgeted { work, ticket: None, open }
+    }
+}
+
+impl<F: Future> Future for Budgeted<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let Open(streams) = this.open;
+        let called = this.ticket.is_some();
+        ready!(streams.budget.poll(cx, this.ticket));
+        if !called && streams.budget.is_spent() {
+            tokio::task::spawn_local(after_others(streams.clone()));
+        }
+        this.work.poll(cx)
+    }
+}
+
+/// Refills a budget when others have been served, until nothing waits for it.
+async fn after_others(streams: Rc<Streams>) {
+    while streams.budget.is_spent() {
+        tokio::task::yield_now().await;
+        streams.budget.refill();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop at the first surprise")]
+mod tests {
+    use tokio::runtime::{Builder, LocalOptions};
+    use tokio::sync::Notify;
+    use tokio::task::{JoinHandle, spawn_local, yield_now};
+
+    use super::*;
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = Builder::new_current_thread().build_local(LocalOptions::default());
+        runtime.expect("a runtime").block_on(test);
+    }
+
+    async fn all(tasks: Vec<JoinHandle<()>>) {
+        for task in tasks {
+            task.await.expect("it ends");
+        }
+    }
+
+    #[test]
+    fn others_do_not_wait_for_all_streams_of_a_connection() {
+        run(async {
+            const STREAMS: usize = 500;
+            let (streams, neighbour) = (Rc::new(Streams::default()), Rc::new(Streams::default()));
+            let (ran, packet) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
+            let mut tasks = Vec::new();
+            for _ in 0..STREAMS {
+                let (ran, packet) = (ran.clone(), packet.clone());
+                let work = async move {
+                    packet.notified().await;
+                    ran.set(ran.get() + 1);
+                };
+                tasks.push(spawn_local(Streams::begin(&streams, work)));
+            }
+            while streams.budget.called.get() < (STREAMS - BUDGET) as u64 {
+                yield_now().await;
+            }
+            // All of them can go on, and only then somebody else.
+            packet.notify_waiters();
+            let before = ran.clone();
+            let other = async move { before.get() };
+            let before = spawn_local(Streams::begin(&neighbour, other)).await.expect("it ends");
+            assert!(before <= BUDGET, "{before} ran first");
+            all(tasks).await;
+            assert_eq!(ran.get(), STREAMS);
+        });
+    }
+
+    #[test]
+    fn streams_of_a_connection_take_turns() {
+        run(async {
+            const STREAMS: usize = 100;
+            let streams = Rc::new(Streams::default());
+            let steps = Rc::new(RefCell::new(vec![0; STREAMS]));
+            let mut tasks = Vec::new();
+            for number in 0..STREAMS {
+                let steps = steps.clone();
+                let work = async move {
+                    for _ in 0..50 {
+                        let before = steps.borrow()[number];
+                        let least = *steps.borrow().iter().min().expect("some");
+                        assert!(before <= least + 1, "stream {number} is {} ahead", before - least);
+                        steps.borrow_mut()[number] += 1;
+                        // Woken at once, before those that wait.
+                        let mut again = true;
+                        std::future::poll_fn(|cx| {
+                            if std::mem::take(&mut again) {
+                                cx.waker().wake_by_ref();
+                                return Poll::Pending;
+                            }
+                            Poll::Ready(())
+                        })
+                        .await;
+                    }
+                };
+                tasks.push(spawn_local(Streams::begin(&streams, work)));
+            }
+            all(tasks).await;
+            assert_eq!(*steps.borrow(), [50; STREAMS]);
+        });
+    }
+
+    #[test]
+    fn a_stream_that_ends_while_it_waits_holds_nobody_up() {
+        run(async {
+            let streams = Rc::new(Streams::default());
+            let mut tasks: Vec<_> =
+                (0..BUDGET * 4).map(|_| spawn_local(Streams::begin(&streams, async {}))).collect();
+            while streams.budget.waiting.borrow().is_empty() {
+                yield_now().await;
+            }
+            for task in tasks.drain(BUDGET..BUDGET * 3) {
+                task.abort();
+            }
+            all(tasks).await;
+            yield_now().await;
+            assert_eq!(streams.open.get(), 0);
+            assert!(streams.budget.waiting.borrow().is_empty());
+        });
+    }
+}
