@@ -5,10 +5,14 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use quinn::crypto::rustls::QuicClientConfig;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
-use rustls::RootCertStore;
+use rustls::{
+    RootCertStore,
+    crypto::{CryptoProvider, aws_lc_rs},
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 /// The authority that issues what the gateway and TLS origins present, and that the clients trust.
@@ -67,7 +71,19 @@ impl Authority {
 
     /// A client that trusts this authority alone and offers these protocols.
     pub fn client(&self, alpn: &[&[u8]]) -> rustls::ClientConfig {
-        let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        self.client_of(provider(), alpn)
+    }
+
+    /// An HTTP/3 client whose first flight is one datagram: it has no post-quantum key share.
+    pub fn one_datagram_client(&self) -> quinn::ClientConfig {
+        let mut provider = aws_lc_rs::default_provider();
+        provider.kx_groups = vec![aws_lc_rs::kx_group::X25519];
+        let tls = self.client_of(Arc::new(provider), &[b"h3"]);
+        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+    }
+
+    fn client_of(&self, provider: Arc<CryptoProvider>, alpn: &[&[u8]]) -> rustls::ClientConfig {
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(self.roots())
@@ -101,7 +117,7 @@ impl Authority {
     }
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    static ONCE: OnceLock<Arc<rustls::crypto::CryptoProvider>> = OnceLock::new();
-    ONCE.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())).clone()
+fn provider() -> Arc<CryptoProvider> {
+    static ONCE: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    ONCE.get_or_init(|| Arc::new(aws_lc_rs::default_provider())).clone()
 }

@@ -17,11 +17,8 @@ use foregate_tests::{
 };
 use quinn::{
     ClientConfig, Connecting, Endpoint, TokenStore,
-    crypto::rustls::QuicClientConfig,
     udp::{Transmit, UdpSocketState},
 };
-use rustls::{RootCertStore, crypto::aws_lc_rs, version::TLS13};
-use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::{
     io::Interest,
     net::UdpSocket,
@@ -247,19 +244,8 @@ impl TokenStore for Tokens {
     }
 }
 
-/// A client whose first flight is one datagram: it has no post-quantum key share.
 fn quic_client(tokens: &Arc<Tokens>) -> ClientConfig {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(Authority::shared().pem().as_bytes()).unwrap()).unwrap();
-    let mut provider = aws_lc_rs::default_provider();
-    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519];
-    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(&[&TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    tls.alpn_protocols = vec![b"h3".to_vec()];
-    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    let mut config = Authority::shared().one_datagram_client();
     config.token_store(tokens.clone());
     config
 }

@@ -101,7 +101,7 @@ async fn run<IO>(
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let timeouts = worker.current().settings.timeouts.clone();
-    let streams = Rc::new(Streams::default());
+    let streams = Rc::new(Streams::new(&worker.spent));
     let mut draining = pin!(worker.drain.reached(Phase::Draining));
     let mut closing = pin!(worker.drain.reached(Phase::Closing));
     let mut half_head = HalfHeadDeadline::default();

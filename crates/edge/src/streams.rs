@@ -14,6 +14,7 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, StatusCode, response};
 use http_body::Body as _;
 
+pub(crate) use self::budget::Spent;
 use self::budget::{Budget, Budgeted};
 
 /// What of a request's body nobody wanted is read away, and for how long.
@@ -21,15 +22,25 @@ pub(crate) const DISCARD: usize = 256 * 1024;
 pub(crate) const LINGER: Duration = Duration::from_millis(500);
 
 /// The streams of a connection that are being answered.
-#[derive(Default)]
 pub(crate) struct Streams {
     open: Cell<usize>,
     /// The connection's task, which waits for the last of them to end.
     observer: RefCell<Option<Waker>>,
     budget: Budget,
+    spent: Rc<Spent>,
 }
 
 impl Streams {
+    /// Those of a new connection; `spent` is its worker's.
+    pub(crate) fn new(spent: &Rc<Spent>) -> Streams {
+        Streams {
+            open: Cell::default(),
+            observer: RefCell::default(),
+            budget: Budget::default(),
+            spent: spent.clone(),
+        }
+    }
+
     /// One more, whose work is to be run as a task.
     pub(crate) fn begin<F>(this: &Rc<Streams>, work: F) -> Budgeted<F> {
         this.open.set(this.open.get() + 1);

@@ -1,12 +1,10 @@
 //! Handshakes that nobody goes on with.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, time::Duration};
 
 use bytes::Bytes;
 use foregate_tests::{Authority, PATIENCE};
-use quinn::{ClientConfig, Endpoint, crypto::rustls::QuicClientConfig};
-use rustls::{RootCertStore, crypto::aws_lc_rs, version::TLS13};
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use quinn::Endpoint;
 use tokio::net::UdpSocket;
 
 use crate::scene::{Attack, Pace, bear};
@@ -74,19 +72,7 @@ fn flood() -> Box<dyn FnOnce(foregate_tests::Dial, std::time::Instant) -> crate:
 
 /// The first packets of as many clients, as small as they may be, made before anything is measured.
 async fn first_packets() -> Vec<Bytes> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(Authority::shared().pem().as_bytes()).unwrap()).unwrap();
-    let mut provider = aws_lc_rs::default_provider();
-    // With a post-quantum key share a first flight has two packets.
-    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519];
-    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(&[&TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    tls.alpn_protocols = vec![b"h3".to_vec()];
-    let config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-
+    let config = Authority::shared().one_datagram_client();
     let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let to = nobody.local_addr().unwrap();
     let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();

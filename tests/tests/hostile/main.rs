@@ -46,18 +46,18 @@ const ATTACKS: [fn() -> Attack; 10] = [
 async fn others_wait_at_most_twice_as_long() {
     let mut slow = Vec::new();
     for attack in ATTACKS {
-        // Each is asked three times; what counts is the one in the middle.
-        let mut ratios = Vec::new();
+        // Several times, for a machine is not quiet all the time, and all that others met together.
+        let mut outcome = scene::Outcome::default();
         let mut name = "";
         for _ in 0..3 {
             let attack = attack();
             name = attack.name;
-            ratios.push(scene::bear(attack).await.ratio());
+            outcome.add(scene::bear(attack).await);
         }
-        ratios.sort_by(f64::total_cmp);
-        eprintln!("{name}: p99 times {:.2} ({ratios:.2?})", ratios[1]);
-        if ratios[1] > 2.0 {
-            slow.push((name, ratios));
+        let ratio = outcome.ratio();
+        eprintln!("{name}: p99 times {ratio:.2}");
+        if ratio > 2.0 {
+            slow.push((name, ratio));
         }
     }
     assert!(slow.is_empty(), "{slow:#?}");

@@ -3,6 +3,8 @@
 use std::{
     future::Future,
     pin::Pin,
+    process::Command,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -11,10 +13,9 @@ use foregate_tests::{
     http3::{Connection, Options},
     origin, within,
 };
+use tokio::sync::oneshot;
 
 const MIB: u64 = 1 << 20;
-/// The lowest priority there is.
-const LEAST: i32 = 19;
 /// How long an attack goes on, and how long others are watched before it.
 const ATTACK: Duration = Duration::from_secs(3);
 const QUIET: Duration = Duration::from_secs(2);
@@ -45,12 +46,20 @@ pub(crate) struct Attack {
 }
 
 /// What others met.
+#[derive(Default)]
 pub(crate) struct Outcome {
     before: [Vec<Duration>; 2],
     during: [Vec<Duration>; 2],
 }
 
 impl Outcome {
+    pub(crate) fn add(&mut self, other: Outcome) {
+        let ours = self.before.iter_mut().chain(&mut self.during);
+        for (ours, mut theirs) in ours.zip(other.before.into_iter().chain(other.during)) {
+            ours.append(&mut theirs);
+        }
+    }
+
     /// The p99 during the attack over that before it, of the version that had to wait more.
     pub(crate) fn ratio(&self) -> f64 {
         let ratio =
@@ -69,32 +78,19 @@ fn share(times: &[Duration], percent: usize) -> Duration {
 /// Lets the gateway be attacked, and checks what it must bear.
 pub(crate) async fn bear(attack: Attack) -> Outcome {
     let Attack { name, config, holds, run } = attack;
-    let vm = origin()
-        .on("/held", |call| Box::pin(call.gone()))
-        .on("/large", |call| {
-            Box::pin(async move {
-                call.start(200, &Fields::new(), Some(LARGE)).await;
-                let _ = call.write_pattern(LARGE).await;
-            })
-        })
-        .start()
-        .await;
-    let gw = gateway().site("shop.test", &vm).toml(config).start().await;
-    let others = [gw.client(Version::H2, "shop.test").await, gw.client(Version::H3, "shop.test").await];
+    let (ours, theirs) = (origin().start().await, AttackedVm::start());
+    let site = format!("[sites.\"shop.test\"]\npool = {:?}\n", theirs.address);
+    let gw =
+        gateway().site("others.test", &ours).named(&["shop.test"]).toml(&site).toml(config).start().await;
+    let others = [gw.client(Version::H2, "others.test").await, gw.client(Version::H3, "others.test").await];
     let end = Instant::now() + QUIET;
     let before = watch(&others, || Instant::now() < end).await;
 
     gw.process.reset_peak();
     let resident = gw.process.memory("VmRSS");
     let dial = gw.dial("shop.test");
-    // A thread of its own that gives way to others, so that those who are watched do not wait for the attacker
-    // itself: it would be another machine.
-    let attacker = std::thread::spawn(move || {
-        // On Linux it is this thread alone whose priority this sets.
-        rustix::process::setpriority_process(None, LEAST).expect("a lower priority is always granted");
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let attack = async { within("the end of the attack", run(dial, Instant::now() + ATTACK)).await };
-        runtime.enable_all().build().unwrap().block_on(attack);
+    let attacker = elsewhere(move || async move {
+        within("the end of the attack", run(dial, Instant::now() + ATTACK)).await;
     });
     let during = watch(&others, || !attacker.is_finished()).await;
     let grown = gw.process.memory("VmHWM").saturating_sub(resident);
@@ -121,6 +117,59 @@ pub(crate) async fn bear(attack: Attack) -> Outcome {
     let panics = gw.log().having(&["panicked"]);
     assert!(panics.is_empty(), "{name}: {panics:#?}");
     Outcome { before, during }
+}
+
+/// Runs on a thread of its own that gives way to others, so that those who are watched do not wait for the attacker
+/// itself: it would be another machine.
+fn elsewhere<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send + 'static) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        only_when_idle();
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap().block_on(work());
+    })
+}
+
+/// The calling thread from now on has only time that nobody else wants, and is interrupted whenever somebody does: the
+/// lowest of the usual priorities would finish a time slice of milliseconds first.
+fn only_when_idle() {
+    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let chrt = Command::new("chrt").args(["--idle", "--pid", "0", &thread]).status();
+    assert!(chrt.expect("chrt is part of util-linux").success());
+}
+
+/// Who serves what the attacker asks for: elsewhere too, and not the VM of others.
+struct AttackedVm {
+    address: String,
+    /// Dropped, it ends.
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl AttackedVm {
+    fn start() -> AttackedVm {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (stop, stopped) = oneshot::channel();
+        let thread = elsewhere(move || async move {
+            let vm = origin().on("/held", |call| Box::pin(call.gone())).on("/large", |call| {
+                Box::pin(async move {
+                    call.start(200, &Fields::new(), Some(LARGE)).await;
+                    let _ = call.write_pattern(LARGE).await;
+                })
+            });
+            let vm = vm.start().await;
+            tell.send(vm.address()).unwrap();
+            _ = stopped.await;
+        });
+        AttackedVm { address: told.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for AttackedVm {
+    fn drop(&mut self) {
+        self.stop.take();
+        let ended = self.thread.take().map(JoinHandle::join);
+        assert!(std::thread::panicking() || matches!(ended, Some(Ok(()))), "the attacked VM: {ended:?}");
+    }
 }
 
 /// How long each request takes, one after the other, on connections that stay.

@@ -1,6 +1,6 @@
 //! What of a worker's time a connection's streams may take at once. The runtime runs tasks in the order in which they
-//! were woken, so a client that has hundreds of streams woken by one packet would let everyone else wait for all of
-//! them. Here they run so many at a time, and then others do.
+//! were woken, so a client that has hundreds of streams woken by a few packets would let everyone else wait for all of
+//! them. Here they run so many at a time, and then others do; and of connections like that one goes on at a time.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -55,13 +55,48 @@ impl Budget {
         self.spent.get() == BUDGET
     }
 
-    /// Makes it full again, for those first that wait.
-    fn refill(&self) {
+    /// Makes it full again, for those first that wait. Returns how many do.
+    fn refill(&self) -> usize {
         let mut waiting = self.waiting.borrow_mut();
         let next = waiting.len().min(BUDGET);
         self.called.set(self.called.get() + next as u64);
         self.spent.set(next);
         waiting.drain(..next).for_each(Waker::wake);
+        next
+    }
+}
+
+/// The connections of a worker whose budgets are spent.
+#[derive(Default)]
+pub(crate) struct Spent {
+    connections: RefCell<VecDeque<Rc<Streams>>>,
+    refilling: Cell<bool>,
+}
+
+impl Spent {
+    fn put(this: &Rc<Spent>, streams: Rc<Streams>) {
+        this.connections.borrow_mut().push_back(streams);
+        if !this.refilling.replace(true) {
+            tokio::task::spawn_local(Spent::refill(this.clone()));
+        }
+    }
+
+    /// Lets everyone else run, then as many streams as one budget allows, and so on until none wait.
+    async fn refill(this: Rc<Spent>) {
+        loop {
+            tokio::task::yield_now().await;
+            let mut called = 0;
+            while called < BUDGET {
+                let Some(streams) = this.connections.borrow_mut().pop_front() else {
+                    this.refilling.set(false);
+                    return;
+                };
+                called += streams.budget.refill();
+                if streams.budget.is_spent() {
+                    this.connections.borrow_mut().push_back(streams);
+                }
+            }
+        }
     }
 }
 
@@ -91,17 +126,9 @@ impl<F: Future> Future for Budgeted<F> {
         let called = this.ticket.is_some();
         ready!(streams.budget.poll(cx, this.ticket));
         if !called && streams.budget.is_spent() {
-            tokio::task::spawn_local(after_others(streams.clone()));
+            Spent::put(&streams.spent, streams.clone());
         }
         this.work.poll(cx)
-    }
-}
-
-/// Refills a budget when others have been served, until nothing waits for it.
-async fn after_others(streams: Rc<Streams>) {
-    while streams.budget.is_spent() {
-        tokio::task::yield_now().await;
-        streams.budget.refill();
     }
 }
 
@@ -129,7 +156,8 @@ mod tests {
     fn others_do_not_wait_for_all_streams_of_a_connection() {
         run(async {
             const STREAMS: usize = 500;
-            let (streams, neighbour) = (Rc::new(Streams::default()), Rc::new(Streams::default()));
+            let spent = Rc::default();
+            let [streams, neighbour] = [(); 2].map(|()| Rc::new(Streams::new(&spent)));
             let (ran, packet) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
             let mut tasks = Vec::new();
             for _ in 0..STREAMS {
@@ -158,7 +186,7 @@ mod tests {
     fn streams_of_a_connection_take_turns() {
         run(async {
             const STREAMS: usize = 100;
-            let streams = Rc::new(Streams::default());
+            let streams = Rc::new(Streams::new(&Rc::default()));
             let steps = Rc::new(RefCell::new(vec![0; STREAMS]));
             let mut tasks = Vec::new();
             for number in 0..STREAMS {
@@ -191,7 +219,7 @@ mod tests {
     #[test]
     fn a_stream_that_ends_while_it_waits_holds_nobody_up() {
         run(async {
-            let streams = Rc::new(Streams::default());
+            let streams = Rc::new(Streams::new(&Rc::default()));
             let mut tasks: Vec<_> =
                 (0..BUDGET * 4).map(|_| spawn_local(Streams::begin(&streams, async {}))).collect();
             while streams.budget.waiting.borrow().is_empty() {
