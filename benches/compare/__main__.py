@@ -62,8 +62,9 @@ def _rows(options, scene, load, sides, rounds, seconds):
     versions = options.versions
     yield from cases.matrix(load, sides, versions, rounds, seconds, sizes)
     yield from cases.fresh(load, sides, versions, rounds, seconds)
-    yield from cases.users(load, sides, versions, rounds, seconds)
+    yield from cases.users(load, sides, versions, rounds, seconds, [] if options.quick else cases.BESIDE)
     if not options.quick:
+        yield from cases.sites(load, scene, rounds, seconds)
         yield from cases.idle(load, scene, sides, versions, options.idle, 12)
 
 

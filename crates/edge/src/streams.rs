@@ -24,7 +24,9 @@ pub(crate) const LINGER: Duration = Duration::from_millis(500);
 /// The streams of a connection that are being answered.
 pub(crate) struct Streams {
     open: Cell<usize>,
-    /// The connection's task, which waits for the last of them to end.
+    /// How many there should be at most.
+    most: usize,
+    /// The connection's task, which waits for the last of them to end, or for room.
     observer: RefCell<Option<Waker>>,
     budget: Budget,
     spent: Rc<Spent>,
@@ -32,9 +34,10 @@ pub(crate) struct Streams {
 
 impl Streams {
     /// Those of a new connection; `spent` is its worker's.
-    pub(crate) fn new(spent: &Rc<Spent>) -> Streams {
+    pub(crate) fn new(spent: &Rc<Spent>, most: usize) -> Streams {
         Streams {
             open: Cell::default(),
+            most,
             observer: RefCell::default(),
             budget: Budget::default(),
             spent: spent.clone(),
@@ -45,6 +48,11 @@ impl Streams {
     pub(crate) fn begin<F>(this: &Rc<Streams>, work: F) -> Budgeted<F> {
         this.open.set(this.open.get() + 1);
         Budgeted::new(Open(this.clone()), work)
+    }
+
+    /// Whether there are as many as there should be; the caller is woken as soon as there are not.
+    pub(crate) fn are_full(&self, waker: &Waker) -> bool {
+        self.observe(waker) >= self.most
     }
 
     /// How many there are; wakes the caller when there are none left.
@@ -64,7 +72,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         let left = self.0.open.get().saturating_sub(1);
         self.0.open.set(left);
-        if left == 0
+        if (left == 0 || left + 1 == self.0.most)
             && let Some(observer) = self.0.observer.borrow().as_ref()
         {
             observer.wake_by_ref();

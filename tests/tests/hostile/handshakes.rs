@@ -7,7 +7,7 @@ use foregate_tests::{Authority, PATIENCE};
 use quinn::Endpoint;
 use tokio::net::UdpSocket;
 
-use crate::scene::{Attack, Pace, bear};
+use crate::scene::{Attack, Pace, Time, bear};
 
 const HANDSHAKES: usize = 10_000;
 /// How many are sent each time, and how often: all within two and a half seconds.
@@ -92,10 +92,10 @@ async fn first_packets() -> Vec<Bytes> {
 
 #[tokio::test]
 async fn half_open_handshakes_without_proof_cost_little() {
-    bear(unproven()).await;
+    bear(unproven(), Time::Little).await;
 }
 
 #[tokio::test]
 async fn half_open_handshakes_count_as_connections() {
-    bear(held_open()).await;
+    bear(held_open(), Time::Little).await;
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use foregate_tests::http3::{Head, Options};
 
-use crate::scene::{Attack, Pace, STREAMS, bear, connection_with};
+use crate::scene::{Attack, Pace, STREAMS, Time, bear, connection_with};
 
 /// So small that each byte that was read is told at once, and allows one more.
 const WINDOW: u32 = 8;
@@ -81,10 +81,10 @@ pub(crate) fn that_stop() -> Attack {
 
 #[tokio::test]
 async fn reads_that_stop_hold_little() {
-    bear(that_stop()).await;
+    bear(that_stop(), Time::Little).await;
 }
 
 #[tokio::test]
 async fn reads_by_single_bytes_hold_little() {
-    bear(by_single_bytes()).await;
+    bear(by_single_bytes(), Time::Little).await;
 }

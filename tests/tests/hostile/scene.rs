@@ -16,6 +16,11 @@ use foregate_tests::{
 use tokio::sync::oneshot;
 
 const MIB: u64 = 1 << 20;
+/// Whom others ask, and the VM behind it: not the attacker's.
+const OTHERS: &str = "others.test";
+const OURS: &str = "ours";
+/// The lowest of the usual priorities.
+const LEAST: i32 = 19;
 /// How long an attack goes on, and how long others are watched before it.
 const ATTACK: Duration = Duration::from_secs(3);
 const QUIET: Duration = Duration::from_secs(2);
@@ -75,21 +80,31 @@ fn share(times: &[Duration], percent: usize) -> Duration {
     sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
 }
 
+/// What an attacker's thread may have of the machine.
+#[derive(Clone, Copy)]
+pub(crate) enum Time {
+    /// Enough that the attack goes on while other tests run.
+    Little,
+    /// Only what nobody else wants, and it is interrupted whenever somebody does. The lowest of the usual priorities
+    /// would finish a time slice of milliseconds first, for which others had to wait; an attacker has a machine of
+    /// its own.
+    Spare,
+}
+
 /// Lets the gateway be attacked, and checks what it must bear.
-pub(crate) async fn bear(attack: Attack) -> Outcome {
+pub(crate) async fn bear(attack: Attack, time: Time) -> Outcome {
     let Attack { name, config, holds, run } = attack;
-    let (ours, theirs) = (origin().start().await, AttackedVm::start());
+    let (ours, theirs) = (origin().named(OURS).start().await, AttackedVm::start(time));
     let site = format!("[sites.\"shop.test\"]\npool = {:?}\n", theirs.address);
-    let gw =
-        gateway().site("others.test", &ours).named(&["shop.test"]).toml(&site).toml(config).start().await;
-    let others = [gw.client(Version::H2, "others.test").await, gw.client(Version::H3, "others.test").await];
+    let gw = gateway().site(OTHERS, &ours).named(&["shop.test"]).toml(&site).toml(config).start().await;
+    let others = [gw.client(Version::H2, OTHERS).await, gw.client(Version::H3, OTHERS).await];
     let end = Instant::now() + QUIET;
     let before = watch(&others, || Instant::now() < end).await;
 
     gw.process.reset_peak();
     let resident = gw.process.memory("VmRSS");
     let dial = gw.dial("shop.test");
-    let attacker = elsewhere(move || async move {
+    let attacker = elsewhere(time, move || async move {
         within("the end of the attack", run(dial, Instant::now() + ATTACK)).await;
     });
     let during = watch(&others, || !attacker.is_finished()).await;
@@ -110,7 +125,8 @@ pub(crate) async fn bear(attack: Attack) -> Outcome {
     for version in Version::ALL {
         // At the latest when what the attacker has left behind has timed out.
         eventually_async("new connections are served afterwards", || async {
-            gw.try_request(version, &get("/")).await.ok().filter(|reply| reply.status == 200)
+            let asked = get("/").host(OTHERS);
+            gw.try_request(version, &asked).await.ok().filter(|reply| reply.vm() == OURS)
         })
         .await;
     }
@@ -121,20 +137,32 @@ pub(crate) async fn bear(attack: Attack) -> Outcome {
 
 /// Runs on a thread of its own that gives way to others, so that those who are watched do not wait for the attacker
 /// itself: it would be another machine.
-fn elsewhere<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send + 'static) -> JoinHandle<()> {
+fn elsewhere<F: Future<Output = ()>>(
+    time: Time,
+    work: impl FnOnce() -> F + Send + 'static,
+) -> JoinHandle<()> {
     std::thread::spawn(move || {
-        only_when_idle();
+        time.give();
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_all().build().unwrap().block_on(work());
     })
 }
 
-/// The calling thread from now on has only time that nobody else wants, and is interrupted whenever somebody does: the
-/// lowest of the usual priorities would finish a time slice of milliseconds first.
-fn only_when_idle() {
-    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
-    let chrt = Command::new("chrt").args(["--idle", "--pid", "0", &thread]).status();
-    assert!(chrt.expect("chrt is part of util-linux").success());
+impl Time {
+    /// To the calling thread, from now on.
+    fn give(self) {
+        match self {
+            // On Linux it is this thread alone whose priority this sets.
+            Time::Little => {
+                rustix::process::setpriority_process(None, LEAST).expect("a lower priority is granted")
+            }
+            Time::Spare => {
+                let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+                let chrt = Command::new("chrt").args(["--idle", "--pid", "0", &thread]).status();
+                assert!(chrt.expect("chrt is part of util-linux").success());
+            }
+        }
+    }
 }
 
 /// Who serves what the attacker asks for: elsewhere too, and not the VM of others.
@@ -146,10 +174,10 @@ struct AttackedVm {
 }
 
 impl AttackedVm {
-    fn start() -> AttackedVm {
+    fn start(time: Time) -> AttackedVm {
         let (tell, told) = std::sync::mpsc::channel();
         let (stop, stopped) = oneshot::channel();
-        let thread = elsewhere(move || async move {
+        let thread = elsewhere(time, move || async move {
             let vm = origin().on("/held", |call| Box::pin(call.gone())).on("/large", |call| {
                 Box::pin(async move {
                     call.start(200, &Fields::new(), Some(LARGE)).await;
@@ -178,9 +206,9 @@ async fn watch(others: &[Client; 2], go_on: impl Fn() -> bool) -> [Vec<Duration>
     while go_on() {
         for (client, times) in others.iter().zip(&mut times) {
             let begun = Instant::now();
-            let reply = within("an answer to others", client.send(&get("/"))).await.unwrap();
+            let reply = within("an answer to others", client.send(&get("/").host(OTHERS))).await.unwrap();
             times.push(begun.elapsed());
-            assert_eq!(reply.status, 200, "{:?}", client.version);
+            assert_eq!((reply.status, reply.vm()), (200, OURS), "{:?}", client.version);
         }
         tokio::time::sleep(GAP).await;
     }

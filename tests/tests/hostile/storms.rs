@@ -14,7 +14,7 @@ use foregate_tests::{
 };
 use quinn::ConnectionError;
 
-use crate::scene::{Attack, Pace, STREAMS, bear, connection};
+use crate::scene::{Attack, Pace, STREAMS, Time, bear, connection};
 
 /// What a request costs while it is on its way to a VM: its task, QUIC's state of the stream, and a connection to
 /// the VM with its first buffers.
@@ -90,10 +90,10 @@ async fn burst(client: &Connection, n: usize, cancel: fn(&mut Stream)) -> Option
 
 #[tokio::test]
 async fn a_storm_of_stop_sending_ends_its_connection() {
-    bear(stop_sending()).await;
+    bear(stop_sending(), Time::Little).await;
 }
 
 #[tokio::test]
 async fn a_storm_of_reset_stream_ends_its_connection() {
-    bear(reset_stream()).await;
+    bear(reset_stream(), Time::Little).await;
 }

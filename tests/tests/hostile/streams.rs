@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::scene::{Attack, Pace, STREAMS, bear, connection};
+use crate::scene::{Attack, Pace, STREAMS, Time, bear, connection};
 
 const CONNECTIONS: u64 = 20;
 /// How many streams a client may open before it has opened any.
@@ -54,5 +54,5 @@ pub(crate) fn never_used() -> Attack {
 
 #[tokio::test]
 async fn streams_that_are_never_used_hold_little() {
-    bear(never_used()).await;
+    bear(never_used(), Time::Little).await;
 }

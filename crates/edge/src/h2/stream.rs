@@ -58,6 +58,10 @@ pub(super) async fn serve(
 ) {
     let _running = worker.begin();
     let respond = Rc::new(Responder { send: RefCell::new(respond), answered: Cell::new(false) });
+    // It may have waited for its turn for so long that the client has given it up.
+    if poll_fn(|cx| Poll::Ready(respond.send.borrow_mut().poll_reset(cx).is_ready())).await {
+        return;
+    }
     let (mut parts, upload) = request.into_parts();
     let head_only = parts.method == Method::HEAD;
 

@@ -1,8 +1,11 @@
 //! Accepting connections: whose address must be proven first, and what a connection may hold.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use foregate_routing::TlsVersion;
@@ -43,7 +46,7 @@ const MTU_STEP: u16 = (USUAL_MTU - INITIAL_MTU) / 2 + 1;
 const PING: Duration = Duration::from_secs(15);
 /// Half-open handshakes of a worker beyond which a client must prove its address.
 const HALF_OPEN: usize = 100;
-/// What waits for the accept loop, which takes it on its next turn: connections, bytes that came after the
+/// What waits for the accept loop, which takes one connection each turn: connections, bytes that came after the
 /// first packet of one, and of all.
 const MAX_INCOMING: usize = 1024;
 const INCOMING_BUFFER: u64 = 64 * 1024;
@@ -102,48 +105,70 @@ fn paths<F>(controllers: F) -> Arc<Paths<F>> {
 
 /// Accepts connections until the worker drains.
 pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, keys: Keys) {
-    let half_open = Rc::new(());
-    let mut configured: Option<(Rc<Prepared>, Arc<ServerConfig>)> = None;
+    let mut acceptor = Acceptor { worker, endpoint, keys, half_open: Rc::new(()), configured: None };
     loop {
         let incoming = tokio::select! {
-            incoming = endpoint.accept() => incoming,
-            () = worker.drain.reached(Phase::Draining) => break,
+            incoming = acceptor.endpoint.accept() => incoming,
+            () = acceptor.worker.drain.reached(Phase::Draining) => break,
         };
         let Some(incoming) = incoming else { break };
-        let live = worker.current();
-        let config = match &configured {
+        acceptor.take(incoming);
+        // A handshake begins with a signature: others come before the next one.
+        tokio::task::yield_now().await;
+    }
+    // Those that have waited are served; who comes later is refused by our absence.
+    let mut cx = Context::from_waker(Waker::noop());
+    loop {
+        let waiting = pin!(acceptor.endpoint.accept()).poll(&mut cx);
+        let Poll::Ready(Some(incoming)) = waiting else { break };
+        acceptor.take(incoming);
+    }
+    acceptor.endpoint.set_server_config(None);
+}
+
+/// What accepting goes by.
+struct Acceptor {
+    worker: Rc<Worker>,
+    endpoint: Endpoint,
+    keys: Keys,
+    /// Held by each handshake under way.
+    half_open: Rc<()>,
+    /// The newest configuration, and the snapshot it was made of.
+    configured: Option<(Rc<Prepared>, Arc<ServerConfig>)>,
+}
+
+impl Acceptor {
+    /// Begins a handshake, or asks the client to prove its address first.
+    fn take(&mut self, incoming: Incoming) {
+        let live = self.worker.current();
+        let config = match &self.configured {
             Some((of, config)) if Rc::ptr_eq(of, &live) => config.clone(),
-            _ => match server_config(&live, &keys) {
-                Ok(config) => configured.insert((live.clone(), Arc::new(config))).1.clone(),
+            _ => match server_config(&live, &self.keys) {
+                Ok(config) => self.configured.insert((live.clone(), Arc::new(config))).1.clone(),
                 Err(error) => {
                     tracing::error!(%error, "the QUIC configuration cannot be used");
-                    incoming.refuse();
-                    continue;
+                    return incoming.refuse();
                 }
             },
         };
         let must_prove = match live.settings.http3.address_validation {
             AddressValidation::Always => true,
             AddressValidation::Never => false,
-            AddressValidation::Auto => Rc::strong_count(&half_open) > HALF_OPEN,
+            AddressValidation::Auto => Rc::strong_count(&self.half_open) > HALF_OPEN,
         };
         if must_prove && incoming.may_retry() && !incoming.remote_address_validated() {
             // Only a client that has been asked already cannot be asked again.
             _ = incoming.retry();
-            continue;
+            return;
         }
         tokio::task::spawn_local(handshake(
-            worker.clone(),
-            endpoint.clone(),
+            self.worker.clone(),
+            self.endpoint.clone(),
             incoming,
             config,
-            half_open.clone(),
+            self.half_open.clone(),
         ));
-        // It begins with a signature, which takes as long as dozens of requests: others come before the next one.
-        tokio::task::yield_now().await;
     }
-    // Connections that are left run on; new ones are refused by their absence.
-    endpoint.set_server_config(None);
 }
 
 /// The configuration for a connection that is to be written down.

@@ -1,6 +1,6 @@
 //! What of a worker's time a connection's streams may take at once. The runtime runs tasks in the order in which they
 //! were woken, so a client that has hundreds of streams woken by a few packets would let everyone else wait for all of
-//! them. Here they run so many at a time, and then others do; and of connections like that one goes on at a time.
+//! them. Here they run so many at a time, and then others do; and connections like that share what one may take.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -13,7 +13,7 @@ use pin_project_lite::pin_project;
 
 use super::{Open, Streams};
 
-/// Polls of a connection's streams before others are served: less than a tenth of a millisecond for usual ones.
+/// Polls of a connection's streams before others are served.
 const BUDGET: usize = 16;
 
 /// How far a connection is through its budget.
@@ -55,14 +55,16 @@ impl Budget {
         self.spent.get() == BUDGET
     }
 
-    /// Makes it full again, for those first that wait. Returns how many do.
-    fn refill(&self) -> usize {
+    /// Allows so many more polls, for those first that wait.
+    fn refill(&self, polls: usize) {
         let mut waiting = self.waiting.borrow_mut();
-        let next = waiting.len().min(BUDGET);
+        let next = waiting.len().min(polls);
         self.called.set(self.called.get() + next as u64);
-        self.spent.set(next);
+        self.spent.set(BUDGET - polls + next);
         waiting.drain(..next).for_each(Waker::wake);
-        next
+        if waiting.is_empty() {
+            *waiting = VecDeque::new();
+        }
     }
 }
 
@@ -81,17 +83,20 @@ impl Spent {
         }
     }
 
-    /// Lets everyone else run, then as many streams as one budget allows, and so on until none wait.
+    /// Lets everyone else run, then shares one budget among the connections, and so on until none is spent. With a
+    /// whole one for each, who has many connections would have many times as much.
     async fn refill(this: Rc<Spent>) {
         loop {
             tokio::task::yield_now().await;
-            let mut called = 0;
-            while called < BUDGET {
-                let Some(streams) = this.connections.borrow_mut().pop_front() else {
-                    this.refilling.set(false);
-                    return;
-                };
-                called += streams.budget.refill();
+            let connections = this.connections.borrow().len();
+            if connections == 0 {
+                this.refilling.set(false);
+                return;
+            }
+            let share = (BUDGET / connections).max(1);
+            for _ in 0..connections.min(BUDGET) {
+                let Some(streams) = this.connections.borrow_mut().pop_front() else { break };
+                streams.budget.refill(share);
                 if streams.budget.is_spent() {
                     this.connections.borrow_mut().push_back(streams);
                 }
@@ -135,21 +140,41 @@ impl<F: Future> Future for Budgeted<F> {
 #[cfg(test)]
 #[allow(clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop at the first surprise")]
 mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
     use tokio::runtime::{Builder, LocalOptions};
     use tokio::sync::Notify;
     use tokio::task::{JoinHandle, spawn_local, yield_now};
+    use tokio::time::timeout;
 
     use super::*;
 
     fn run(test: impl Future<Output = ()>) {
-        let runtime = Builder::new_current_thread().build_local(LocalOptions::default());
+        let runtime = Builder::new_current_thread().enable_time().build_local(LocalOptions::default());
         runtime.expect("a runtime").block_on(test);
     }
 
     async fn all(tasks: Vec<JoinHandle<()>>) {
-        for task in tasks {
-            task.await.expect("it ends");
-        }
+        let ended = async {
+            for task in tasks {
+                task.await.expect("it ends");
+            }
+        };
+        timeout(Duration::from_secs(20), ended).await.expect("all of them end");
+    }
+
+    /// Woken at once, and so before those that wait.
+    async fn again() {
+        let mut first = true;
+        poll_fn(|cx| {
+            if std::mem::take(&mut first) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        })
+        .await;
     }
 
     #[test]
@@ -157,7 +182,7 @@ mod tests {
         run(async {
             const STREAMS: usize = 500;
             let spent = Rc::default();
-            let [streams, neighbour] = [(); 2].map(|()| Rc::new(Streams::new(&spent)));
+            let [streams, neighbour] = [(); 2].map(|()| Rc::new(Streams::new(&spent, usize::MAX)));
             let (ran, packet) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
             let mut tasks = Vec::new();
             for _ in 0..STREAMS {
@@ -186,7 +211,7 @@ mod tests {
     fn streams_of_a_connection_take_turns() {
         run(async {
             const STREAMS: usize = 100;
-            let streams = Rc::new(Streams::new(&Rc::default()));
+            let streams = Rc::new(Streams::new(&Rc::default(), usize::MAX));
             let steps = Rc::new(RefCell::new(vec![0; STREAMS]));
             let mut tasks = Vec::new();
             for number in 0..STREAMS {
@@ -197,16 +222,7 @@ mod tests {
                         let least = *steps.borrow().iter().min().expect("some");
                         assert!(before <= least + 1, "stream {number} is {} ahead", before - least);
                         steps.borrow_mut()[number] += 1;
-                        // Woken at once, before those that wait.
-                        let mut again = true;
-                        std::future::poll_fn(|cx| {
-                            if std::mem::take(&mut again) {
-                                cx.waker().wake_by_ref();
-                                return Poll::Pending;
-                            }
-                            Poll::Ready(())
-                        })
-                        .await;
+                        again().await;
                     }
                 };
                 tasks.push(spawn_local(Streams::begin(&streams, work)));
@@ -217,9 +233,46 @@ mod tests {
     }
 
     #[test]
+    fn many_connections_have_no_more_than_one() {
+        run(async {
+            const STEPS: usize = 20;
+            let (spent, ran) = (Rc::default(), Rc::new(Cell::new(0)));
+            let mut tasks = Vec::new();
+            for _connection in 0..20 {
+                let streams = Rc::new(Streams::new(&spent, usize::MAX));
+                for _stream in 0..BUDGET * 2 {
+                    let ran = ran.clone();
+                    let work = async move {
+                        for _ in 0..STEPS {
+                            ran.set(ran.get() + 1);
+                            again().await;
+                        }
+                    };
+                    tasks.push(spawn_local(Streams::begin(&streams, work)));
+                }
+            }
+            let all_steps = tasks.len() * STEPS;
+            // What they may do at first, each for itself.
+            while ran.get() < 20 * BUDGET {
+                yield_now().await;
+            }
+            let seen = ran.clone();
+            let neighbour = spawn_local(async move {
+                while seen.get() < all_steps {
+                    let before = seen.get();
+                    again().await;
+                    assert!(seen.get() - before <= BUDGET, "{} ran between", seen.get() - before);
+                }
+            });
+            tasks.push(neighbour);
+            all(tasks).await;
+        });
+    }
+
+    #[test]
     fn a_stream_that_ends_while_it_waits_holds_nobody_up() {
         run(async {
-            let streams = Rc::new(Streams::new(&Rc::default()));
+            let streams = Rc::new(Streams::new(&Rc::default(), usize::MAX));
             let mut tasks: Vec<_> =
                 (0..BUDGET * 4).map(|_| spawn_local(Streams::begin(&streams, async {}))).collect();
             while streams.budget.waiting.borrow().is_empty() {

@@ -65,7 +65,8 @@ impl Output {
 
     /// Gives back memory that only a large body needs.
     pub fn rest(&mut self) {
-        if self.copied.is_empty() && self.copied.capacity() > USUAL {
+        // The capacity is what is behind the bytes that were written; this looks at all of the buffer.
+        if self.copied.is_empty() && self.copied.try_reclaim(USUAL + 1) {
             self.copied = BytesMut::new();
         }
     }
@@ -124,5 +125,25 @@ impl Output {
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_large_body_needed_is_given_back() {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for (pieces, kept) in [(1, true), (8, false)] {
+            let mut output = Output::default();
+            for _ in 0..pieces {
+                output.put_data(&Bytes::from_static(&[0; 1024]));
+            }
+            assert!(output.poll_flush(&mut tokio::io::sink(), &mut cx).is_ready());
+            output.rest();
+            assert_eq!(output.bytes().try_reclaim(1024), kept, "{pieces} KiB");
+            assert!(!output.bytes().try_reclaim(USUAL + 1), "{pieces} KiB");
+        }
     }
 }
