@@ -106,7 +106,7 @@ async fn run<IO>(
     let timeouts = live.settings.timeouts.clone();
     let allowed = live.settings.limits.streams_per_connection as usize;
     drop(live);
-    let streams = Rc::new(Streams::new(&worker.spent, allowed + MAX_RESET));
+    let streams = Rc::new(Streams::new(&worker.turns, allowed + MAX_RESET));
     let mut draining = pin!(worker.drain.reached(Phase::Draining));
     let mut closing = pin!(worker.drain.reached(Phase::Closing));
     let mut half_head = HalfHeadDeadline::default();

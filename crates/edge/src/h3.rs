@@ -69,7 +69,7 @@ pub(crate) async fn serve(
     };
     let mut draining = pin!(worker.drain.reached(Phase::Draining));
     let mut closing = pin!(worker.drain.reached(Phase::Closing));
-    let streams = Rc::new(Streams::new(&worker.spent, usize::MAX));
+    let streams = Rc::new(Streams::new(&worker.turns, usize::MAX));
     let mut deadline = Deadline::default();
     let mut leaving = Leaving::No;
     loop {

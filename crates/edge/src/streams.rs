@@ -14,7 +14,7 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, StatusCode, response};
 use http_body::Body as _;
 
-pub(crate) use self::budget::Spent;
+pub(crate) use self::budget::Turns;
 use self::budget::{Budget, Budgeted};
 
 /// What of a request's body nobody wanted is read away, and for how long.
@@ -29,18 +29,18 @@ pub(crate) struct Streams {
     /// The connection's task, which waits for the last of them to end, or for room.
     observer: RefCell<Option<Waker>>,
     budget: Budget,
-    spent: Rc<Spent>,
+    turns: Rc<Turns>,
 }
 
 impl Streams {
-    /// Those of a new connection; `spent` is its worker's.
-    pub(crate) fn new(spent: &Rc<Spent>, most: usize) -> Streams {
+    /// Those of a new connection; `turns` are its worker's.
+    pub(crate) fn new(turns: &Rc<Turns>, most: usize) -> Streams {
         Streams {
             open: Cell::default(),
             most,
             observer: RefCell::default(),
             budget: Budget::default(),
-            spent: spent.clone(),
+            turns: turns.clone(),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::drain::Drain;
 use crate::limit::Connections;
 use crate::peer::Peer;
 use crate::settings::AltSvc;
-use crate::streams::Spent;
+use crate::streams::Turns;
 use crate::tls::TlsServer;
 
 /// What strangers can make a worker write to its log.
@@ -30,8 +30,7 @@ pub(crate) struct Worker {
     pub(crate) connections: Arc<Connections>,
     pub(crate) advertising: Arc<Advertising>,
     pub(crate) diagnostics: Diagnostics,
-    /// Whose streams have to wait until others have run.
-    pub(crate) spent: Rc<Spent>,
+    pub(crate) turns: Rc<Turns>,
     reader: RefCell<Reader<Live>>,
     prepared: RefCell<Rc<Prepared>>,
     /// Requests and tunnels under way.
@@ -116,7 +115,7 @@ impl Worker {
             connections,
             advertising,
             diagnostics,
-            spent: Rc::default(),
+            turns: Rc::default(),
             reader: RefCell::new(reader),
             prepared: RefCell::new(prepared),
             running: Cell::new(0),

@@ -7,98 +7,113 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 use pin_project_lite::pin_project;
 
 use super::{Open, Streams};
 
-/// Polls of a connection's streams before others are served.
+/// Polls of a connection's streams before others are served, and of all streams that wait for another turn.
 const BUDGET: usize = 16;
 
 /// How far a connection is through its budget.
 #[derive(Default)]
 pub(super) struct Budget {
-    /// How many polls were made since it was last full.
+    /// How many polls were made in the turn in which the last one was.
     spent: Cell<usize>,
+    turn: Cell<u64>,
     /// Streams that found it spent, in their order.
     waiting: RefCell<VecDeque<Waker>>,
     /// How many of all that ever waited may go on.
     called: Cell<u64>,
 }
 
+/// What became of a stream's wish to run.
+enum Turn {
+    Now,
+    /// The last one of its connection in this turn.
+    Last,
+    Later,
+    /// The first one of its connection that has to wait.
+    First,
+}
+
 impl Budget {
-    /// Ready: the stream may run now. `ticket` is its place among those that wait.
-    fn poll(&self, cx: &Context<'_>, ticket: &mut Option<u64>) -> Poll<()> {
+    /// `ticket` is the stream's place among those that wait.
+    fn ask(&self, turn: u64, cx: &Context<'_>, ticket: &mut Option<u64>) -> Turn {
         match *ticket {
             // Its poll was counted when it was called.
             Some(place) if place < self.called.get() => {
                 *ticket = None;
-                Poll::Ready(())
+                return Turn::Now;
             }
             // Something else has woken it as well.
-            Some(_) => Poll::Pending,
-            None if self.is_spent() => {
-                let mut waiting = self.waiting.borrow_mut();
-                *ticket = Some(self.called.get() + waiting.len() as u64);
-                waiting.push_back(cx.waker().clone());
-                Poll::Pending
-            }
-            None => {
-                self.spent.set(self.spent.get() + 1);
-                Poll::Ready(())
-            }
+            Some(_) => return Turn::Later,
+            None => {}
         }
-    }
-
-    fn is_spent(&self) -> bool {
-        self.spent.get() == BUDGET
-    }
-
-    /// Allows so many more polls, for those first that wait.
-    fn refill(&self, polls: usize) {
         let mut waiting = self.waiting.borrow_mut();
-        let next = waiting.len().min(polls);
+        if self.turn.replace(turn) != turn && waiting.is_empty() {
+            self.spent.set(0);
+        }
+        if self.spent.get() == BUDGET {
+            *ticket = Some(self.called.get() + waiting.len() as u64);
+            waiting.push_back(cx.waker().clone());
+            return if waiting.len() == 1 { Turn::First } else { Turn::Later };
+        }
+        self.spent.set(self.spent.get() + 1);
+        if self.spent.get() == BUDGET { Turn::Last } else { Turn::Now }
+    }
+
+    /// Calls so many of those that wait. True: there are more.
+    fn call(&self, turn: u64, streams: usize) -> bool {
+        let mut waiting = self.waiting.borrow_mut();
+        let next = waiting.len().min(streams);
         self.called.set(self.called.get() + next as u64);
-        self.spent.set(BUDGET - polls + next);
+        self.turn.set(turn);
+        self.spent.set(BUDGET - streams + next);
         waiting.drain(..next).for_each(Waker::wake);
         if waiting.is_empty() {
             *waiting = VecDeque::new();
         }
+        !waiting.is_empty()
     }
 }
 
-/// The connections of a worker whose budgets are spent.
+/// The turns of a worker: in each, every task has run that could. They are counted only as long as some connection's
+/// budget is spent.
 #[derive(Default)]
-pub(crate) struct Spent {
-    connections: RefCell<VecDeque<Rc<Streams>>>,
-    refilling: Cell<bool>,
+pub(crate) struct Turns {
+    now: Cell<u64>,
+    counting: Cell<bool>,
+    /// Connections whose streams wait.
+    waiting: RefCell<VecDeque<Rc<Streams>>>,
 }
 
-impl Spent {
-    fn put(this: &Rc<Spent>, streams: Rc<Streams>) {
-        this.connections.borrow_mut().push_back(streams);
-        if !this.refilling.replace(true) {
-            tokio::task::spawn_local(Spent::refill(this.clone()));
+impl Turns {
+    /// Has the next turn begin when everyone has run.
+    fn count(this: &Rc<Turns>) {
+        if !this.counting.replace(true) {
+            tokio::task::spawn_local(Turns::go_on(this.clone()));
         }
     }
 
-    /// Lets everyone else run, then shares one budget among the connections, and so on until none is spent. With a
-    /// whole one for each, who has many connections would have many times as much.
-    async fn refill(this: Rc<Spent>) {
+    /// Shares one budget in each turn among the connections that wait. With a whole one for each, who has many
+    /// connections would have many times as much.
+    async fn go_on(this: Rc<Turns>) {
         loop {
             tokio::task::yield_now().await;
-            let connections = this.connections.borrow().len();
+            let turn = this.now.get() + 1;
+            this.now.set(turn);
+            let connections = this.waiting.borrow().len();
             if connections == 0 {
-                this.refilling.set(false);
+                this.counting.set(false);
                 return;
             }
             let share = (BUDGET / connections).max(1);
             for _ in 0..connections.min(BUDGET) {
-                let Some(streams) = this.connections.borrow_mut().pop_front() else { break };
-                streams.budget.refill(share);
-                if streams.budget.is_spent() {
-                    this.connections.borrow_mut().push_back(streams);
+                let Some(streams) = this.waiting.borrow_mut().pop_front() else { break };
+                if streams.budget.call(turn, share) {
+                    this.waiting.borrow_mut().push_back(streams);
                 }
             }
         }
@@ -128,10 +143,16 @@ impl<F: Future> Future for Budgeted<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let Open(streams) = this.open;
-        let called = this.ticket.is_some();
-        ready!(streams.budget.poll(cx, this.ticket));
-        if !called && streams.budget.is_spent() {
-            Spent::put(&streams.spent, streams.clone());
+        let turns = &streams.turns;
+        match streams.budget.ask(turns.now.get(), cx, this.ticket) {
+            Turn::Now => {}
+            Turn::Last => Turns::count(turns),
+            Turn::Later => return Poll::Pending,
+            Turn::First => {
+                turns.waiting.borrow_mut().push_back(streams.clone());
+                Turns::count(turns);
+                return Poll::Pending;
+            }
         }
         this.work.poll(cx)
     }
@@ -181,8 +202,8 @@ mod tests {
     fn others_do_not_wait_for_all_streams_of_a_connection() {
         run(async {
             const STREAMS: usize = 500;
-            let spent = Rc::default();
-            let [streams, neighbour] = [(); 2].map(|()| Rc::new(Streams::new(&spent, usize::MAX)));
+            let turns = Rc::default();
+            let [streams, neighbour] = [(); 2].map(|()| Rc::new(Streams::new(&turns, usize::MAX)));
             let (ran, packet) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
             let mut tasks = Vec::new();
             for _ in 0..STREAMS {
@@ -236,10 +257,10 @@ mod tests {
     fn many_connections_have_no_more_than_one() {
         run(async {
             const STEPS: usize = 20;
-            let (spent, ran) = (Rc::default(), Rc::new(Cell::new(0)));
+            let (turns, ran) = (Rc::default(), Rc::new(Cell::new(0)));
             let mut tasks = Vec::new();
             for _connection in 0..20 {
-                let streams = Rc::new(Streams::new(&spent, usize::MAX));
+                let streams = Rc::new(Streams::new(&turns, usize::MAX));
                 for _stream in 0..BUDGET * 2 {
                     let ran = ran.clone();
                     let work = async move {
