@@ -7,6 +7,7 @@ import selectors
 import socket
 import threading
 import time
+import urllib.request
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -32,6 +33,18 @@ def wait_for(port, who):
                 return
         time.sleep(0.02)
     raise SystemExit(f"{who} does not listen on port {port}")
+
+
+def wait_for_answer(url, who):
+    """Some listen before they know what to answer."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+    raise SystemExit(f"{who} does not answer {url}")
 
 
 class Hanging:

@@ -53,6 +53,7 @@ class Scene:
         process = self._start(name, words)
         for port in (http, https):
             machine.wait_for(port, name)
+        machine.wait_for_answer(f"http://localhost:{http}/0", name)
         return Proxy(name, version, frozenset(versions), process, http, https)
 
     def end(self, proxy):
