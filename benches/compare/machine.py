@@ -26,25 +26,33 @@ def free_port():
 
 
 def wait_for(port, who):
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
+    def listens():
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    raise SystemExit(f"{who} does not listen on port {port}")
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    _wait_until(listens, f"{who} does not listen on port {port}")
 
 
 def wait_for_answer(url, who):
     """Some listen before they know what to answer."""
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
+
+    def answers():
         try:
             urllib.request.urlopen(url, timeout=5).close()
-            return
+            return True
         except OSError:
-            time.sleep(0.02)
-    raise SystemExit(f"{who} does not answer {url}")
+            return False
+
+    _wait_until(answers, f"{who} does not answer {url}")
+
+
+def _wait_until(happens, complaint):
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        if happens():
+            return
+        time.sleep(0.02)
+    raise SystemExit(complaint)
 
 
 class Hanging:
