@@ -89,6 +89,15 @@ impl Process {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
+    /// Its threads of now.
+    pub fn threads(&self) -> Vec<Pid> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
+        let number = |task: std::io::Result<std::fs::DirEntry>| {
+            task.unwrap().file_name().to_str().and_then(|name| name.parse().ok()).unwrap()
+        };
+        tasks.map(|task| Pid::from_raw(number(task)).unwrap()).collect()
+    }
+
     /// Makes `VmHWM` start again from what is resident now.
     pub fn reset_peak(&self) {
         std::fs::write(format!("/proc/{}/clear_refs", self.id()), "5").unwrap();

@@ -97,6 +97,9 @@ pub(crate) async fn bear(attack: Attack, time: Time) -> Outcome {
     let (ours, theirs) = (origin().named(OURS).start().await, AttackedVm::start(time));
     let site = format!("[sites.\"shop.test\"]\npool = {:?}\n", theirs.address);
     let gw = gateway().site(OTHERS, &ours).named(&["shop.test"]).toml(&site).toml(config).start().await;
+    if matches!(time, Time::Spare) {
+        move_to(GATEWAYS, gw.process.threads());
+    }
     let others = [gw.client(Version::H2, OTHERS).await, gw.client(Version::H3, OTHERS).await];
     let end = Instant::now() + QUIET;
     let before = watch(&others, || Instant::now() < end).await;
@@ -133,6 +136,35 @@ pub(crate) async fn bear(attack: Attack, time: Time) -> Outcome {
     let panics = gw.log().having(&["panicked"]);
     assert!(panics.is_empty(), "{name}: {panics:#?}");
     Outcome { before, during }
+}
+
+/// The CPU that the gateway has for itself where latencies are compared, and that of all others. A thread that wakes
+/// another one on its own CPU may have to wait for it, so a gateway would be blamed for keeping its clients from
+/// reading what it has long sent.
+const GATEWAYS: usize = 0;
+const OTHER: usize = 1;
+
+/// Moves the calling thread, and all that it begins, away from the gateway's CPU. From then on both are kept awake by
+/// threads that run when nobody else does: to wake a CPU takes longer than a request.
+pub(crate) fn spread() {
+    for cpu in [GATEWAYS, OTHER] {
+        elsewhere(Time::Spare, move || async move {
+            move_to(cpu, [rustix::thread::gettid()]);
+            loop {
+                // An attacker on the same CPU goes first.
+                std::thread::yield_now();
+            }
+        });
+    }
+    move_to(OTHER, [rustix::thread::gettid()]);
+}
+
+fn move_to(cpu: usize, threads: impl IntoIterator<Item = rustix::thread::Pid>) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    for thread in threads {
+        rustix::thread::sched_setaffinity(Some(thread), &set).expect("there are two CPUs");
+    }
 }
 
 /// Runs on a thread of its own that gives way to others, so that those who are watched do not wait for the attacker

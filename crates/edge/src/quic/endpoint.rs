@@ -11,13 +11,16 @@ use std::time::Duration;
 use foregate_routing::TlsVersion;
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
-use quinn::{Endpoint, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt};
-use tokio::time::timeout;
+use quinn::{
+    Connecting, Endpoint, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
+};
+use tokio::time::{Instant, timeout};
 
 use super::path::Paths;
 use super::{Handshake, Keys};
 use crate::drain::Phase;
 use crate::h3;
+use crate::limit::Permit;
 use crate::peer::{Peer, TlsPeer, canonical};
 use crate::settings::{AddressValidation, Congestion, Settings};
 use crate::worker::{Prepared, Worker};
@@ -46,8 +49,10 @@ const MTU_STEP: u16 = (USUAL_MTU - INITIAL_MTU) / 2 + 1;
 const PING: Duration = Duration::from_secs(15);
 /// Half-open handshakes of a worker beyond which a client must prove its address.
 const HALF_OPEN: usize = 100;
-/// What waits for the accept loop, which takes one connection each turn: connections, bytes that came after the
-/// first packet of one, and of all.
+/// How often all others run before another handshake begins, which takes as long as several requests: it has a
+/// signature in it.
+const ROUNDS: usize = 5;
+/// What waits for the accept loop: connections, bytes that came after the first packet of one, and of all.
 const MAX_INCOMING: usize = 1024;
 const INCOMING_BUFFER: u64 = 64 * 1024;
 const INCOMING_BUFFERS: u64 = 4 * 1024 * 1024;
@@ -106,15 +111,21 @@ fn paths<F>(controllers: F) -> Arc<Paths<F>> {
 /// Accepts connections until the worker drains.
 pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, keys: Keys) {
     let mut acceptor = Acceptor { worker, endpoint, keys, half_open: Rc::new(()), configured: None };
+    // For how long handshakes may still follow one another: half as long as others ran.
+    let mut share = Duration::ZERO;
     loop {
         let incoming = tokio::select! {
             incoming = acceptor.endpoint.accept() => incoming,
             () = acceptor.worker.drain.reached(Phase::Draining) => break,
         };
         let Some(incoming) = incoming else { break };
+        let begun = Instant::now();
         acceptor.take(incoming);
-        // A handshake begins with a signature: others come before the next one.
-        tokio::task::yield_now().await;
+        let spent = begun.elapsed();
+        share = match share.checked_sub(spent) {
+            Some(left) => left,
+            None => others(spent).await / 2,
+        };
     }
     // Those that have waited are served; who comes later is refused by our absence.
     let mut cx = Context::from_waker(Waker::noop());
@@ -124,6 +135,19 @@ pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, keys: Keys) {
         acceptor.take(incoming);
     }
     acceptor.endpoint.set_server_config(None);
+}
+
+/// Lets others run, and says for how long. What has come for them goes through several tasks, and none should wait for
+/// another handshake, unless all of them together take long anyway.
+async fn others(enough: Duration) -> Duration {
+    let begun = Instant::now();
+    for _ in 0..ROUNDS {
+        tokio::task::yield_now().await;
+        if begun.elapsed() >= enough {
+            break;
+        }
+    }
+    begun.elapsed()
 }
 
 /// What accepting goes by.
@@ -161,13 +185,23 @@ impl Acceptor {
             _ = incoming.retry();
             return;
         }
-        tokio::task::spawn_local(handshake(
-            self.worker.clone(),
-            self.endpoint.clone(),
-            incoming,
-            config,
-            self.half_open.clone(),
-        ));
+        let address = canonical(incoming.remote_address());
+        let permit = match self.worker.connections.admit(address.ip()) {
+            Ok(permit) => permit,
+            Err(full) => {
+                full.log(&self.worker, address);
+                return incoming.refuse();
+            }
+        };
+        let config = logged(&self.worker, &live, &config, address, &incoming).unwrap_or(config);
+        match incoming.accept_with(config) {
+            Ok(connecting) => {
+                let (worker, endpoint) = (self.worker.clone(), self.endpoint.clone());
+                let begun = Begun { address, permit, connecting, half_open: self.half_open.clone() };
+                tokio::task::spawn_local(handshake(worker, endpoint, begun));
+            }
+            Err(error) => tracing::debug!(peer = %address, %error, "QUIC handshake failed"),
+        }
     }
 }
 
@@ -187,35 +221,18 @@ fn logged(
     Some(Arc::new(config))
 }
 
-async fn handshake(
-    worker: Rc<Worker>,
-    endpoint: Endpoint,
-    incoming: Incoming,
-    config: Arc<ServerConfig>,
+/// A handshake whose first answer is on its way.
+struct Begun {
+    address: SocketAddr,
+    permit: Permit,
+    connecting: Connecting,
     half_open: Rc<()>,
-) {
-    let address = canonical(incoming.remote_address());
-    let permit = match worker.connections.admit(address.ip()) {
-        Ok(permit) => permit,
-        Err(full) => {
-            full.log(&worker, address);
-            incoming.refuse();
-            return;
-        }
-    };
+}
+
+async fn handshake(worker: Rc<Worker>, endpoint: Endpoint, begun: Begun) {
+    let Begun { address, permit, connecting, half_open } = begun;
     let _open = worker.connected();
     let live = worker.current();
-    let config = match logged(&worker, &live, &config, address, &incoming) {
-        Some(logged) => logged,
-        None => config,
-    };
-    let connecting = match incoming.accept_with(config) {
-        Ok(connecting) => connecting,
-        Err(error) => {
-            tracing::debug!(peer = %address, %error, "QUIC handshake failed");
-            return;
-        }
-    };
     let limit = live.settings.timeouts.handshake.unwrap_or(Duration::MAX);
     let failed = |error: &dyn std::fmt::Display| {
         tracing::debug!(peer = %address, %error, "QUIC handshake failed");
@@ -279,4 +296,33 @@ async fn handshake(
     let peer = Rc::new(Peer::new(address, local, tls, Rc::new(permit)));
     worker.advertising.came(&peer);
     h3::serve(worker, peer, connection, handshake).await;
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::runtime::{Builder, LocalOptions};
+
+    use super::*;
+
+    #[test]
+    fn others_run_several_times_unless_that_takes_long() {
+        let runtime = Builder::new_current_thread().build_local(LocalOptions::default()).expect("a runtime");
+        runtime.block_on(async {
+            let runs = Rc::new(Cell::new(0));
+            let counted = runs.clone();
+            tokio::task::spawn_local(async move {
+                loop {
+                    counted.set(counted.get() + 1);
+                    tokio::task::yield_now().await;
+                }
+            });
+            others(Duration::MAX).await;
+            assert_eq!(runs.take(), ROUNDS);
+            assert!(others(Duration::ZERO).await > Duration::ZERO);
+            assert_eq!(runs.take(), 1);
+        });
+    }
 }
