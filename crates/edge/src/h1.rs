@@ -1,8 +1,6 @@
 //! One HTTP/1.1 (or 1.0) connection: head, exchange, response, again (RFC 9112).
 
 mod body;
-mod head;
-mod response;
 mod wire;
 
 use std::future::{Future, poll_fn};
@@ -13,7 +11,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use foregate_exchange::http1::{BodyWriter, Ending, Framing, Piece, Search, TooLong};
+use foregate_exchange::http1::request::{self, Head, Refusal};
+use foregate_exchange::http1::response::{self, Asked};
+use foregate_exchange::http1::{BodyWriter, Ending, Framing, Piece, Search, TooLong, announced};
 use foregate_exchange::{Body, Failure};
 use http::{HeaderMap, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -21,8 +21,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use self::body::RequestBody;
-use self::head::{Head, Refusal};
-use self::response::Asked;
 use self::wire::{Bare, Wire};
 use crate::answer::Answer;
 use crate::deadline::Deadline;
@@ -95,7 +93,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
             let (head, body) = response.into_parts();
             if let Body::Tunnel(tunnel) = body {
                 self.wire.put(|out| {
-                    response::head(out, head.status, &head.headers, Ending::None, &asked, false);
+                    response::write(out, head.status, &head.headers, Ending::None, &asked, false);
                 });
                 self.flush().await?;
                 return tunnel.join(Bare(self.wire.clone())).await;
@@ -110,7 +108,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
             self.wire.owes_continue.set(false);
             let ending = asked.ending(head.status, &body.size_hint());
             let close = close || ending == Ending::Close;
-            self.wire.put(|out| response::head(out, head.status, &head.headers, ending, &asked, close));
+            self.wire.put(|out| response::write(out, head.status, &head.headers, ending, &asked, close));
             self.respond(&head.headers, body, ending, &asked).await?;
             self.served = true;
             if close || !self.discard().await? {
@@ -137,13 +135,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
                     Ok(None) => {}
                     Ok(Some(length)) => {
                         let head = self.wire.input.borrow_mut().split_to(length).freeze();
-                        return Poll::Ready(Ok(match head::parse(head) {
+                        return Poll::Ready(Ok(match request::parse(head) {
                             Ok(head) => Next::Head(Box::new(head)),
                             Err(refusal) => Next::Refused(refusal),
                         }));
                     }
                     Err(TooLong) => {
-                        let refusal = head::too_long(&self.wire.input.borrow());
+                        let refusal = request::too_long(&self.wire.input.borrow());
                         return Poll::Ready(Ok(Next::Refused(refusal)));
                     }
                 }
@@ -199,7 +197,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
         let (wire, interims) = (self.wire.clone(), asked.version == Version::HTTP_11);
         let interim = |status: StatusCode, fields: &HeaderMap| {
             if interims {
-                wire.put(|out| response::interim(out, status, fields));
+                wire.put(|out| response::write_interim(out, status, fields));
             }
         };
         let mut serving = pin!(proxy::serve(&self.worker, &self.peer, &mut inbound, &interim));
@@ -259,7 +257,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
         if ending == Ending::None {
             return self.flush().await;
         }
-        let mut writer = BodyWriter::new(ending, response::announced(fields, asked));
+        let trailers = if asked.takes_trailers { announced(fields) } else { Vec::new() };
+        let mut writer = BodyWriter::new(ending, trailers);
         let mut failed: Option<Failure> = None;
         let stalled = self.worker.current().settings.timeouts.keep_alive;
         self.deadline.clear();
@@ -387,7 +386,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
         let (head, body) = response.into_parts();
         let asked = Asked { method: http::Method::GET, version: Version::HTTP_11, takes_trailers: false };
         let ending = asked.ending(head.status, &body.size_hint());
-        self.wire.put(|out| response::head(out, head.status, &head.headers, ending, &asked, true));
+        self.wire.put(|out| response::write(out, head.status, &head.headers, ending, &asked, true));
         self.respond(&head.headers, body, ending, &asked).await?;
         self.linger().await
     }

@@ -1,11 +1,11 @@
-//! What both sides of HTTP/1.1 share (RFC 9112): where a message's head and body end, read and written.
-//!
-//! Knows neither requests nor responses; the edge reads the ones and writes the others, and upstream does
-//! the reverse.
+//! HTTP/1.1 between bytes and what they mean (RFC 9112), without any I/O: where a message's head and body end, and
+//! heads, read and written. The edge reads requests and writes responses, and upstream does the reverse.
 
 mod chunked;
 mod framing;
 mod output;
+pub mod request;
+pub mod response;
 mod search;
 mod writer;
 

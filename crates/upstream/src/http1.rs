@@ -5,7 +5,6 @@
 //! read nothing before it has sent everything.
 
 mod download;
-mod head;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +17,8 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{BufMut, BytesMut};
 use foregate_exchange::deadline::Deadline;
+use foregate_exchange::http1::request::{self, Asking};
+use foregate_exchange::http1::response::{self, Answered};
 use foregate_exchange::http1::{BodyWriter, Ending, Framing, Output, Search, TooLong, announced};
 use foregate_exchange::reading::{ReadBy, Rewound};
 use foregate_exchange::{Body, Failure, Kind, Tunnel};
@@ -30,9 +31,9 @@ use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use self::download::{Download, Drive};
-use self::head::Answered;
 use crate::client::{Outgoing, SendError, Shelf};
 use crate::patience::Patience;
+use crate::response::check_status;
 use crate::stream::Stream;
 use crate::upload::{Progress, Upload};
 
@@ -113,8 +114,17 @@ impl Http1 {
         let head_only = outgoing.method == Method::HEAD;
         let (upload, progress) = Upload::new(std::mem::take(&mut outgoing.body), expects);
         let length = progress.is_some().then(|| upload.size_hint().exact());
-        let ending = head::ending(&outgoing.method, length);
-        head::request(self.output.bytes(), outgoing, ending);
+        let ending = request::ending(&outgoing.method, length);
+        let asking = Asking {
+            method: &outgoing.method,
+            target: outgoing.target.as_str(),
+            authority: &outgoing.authority,
+            headers: &outgoing.headers,
+            ending,
+            upgrade: outgoing.upgrade.as_ref(),
+            ask_trailers: outgoing.ask_trailers,
+        };
+        request::write(self.output.bytes(), &asking);
         if progress.is_some() {
             let trailers = if ending == Ending::Chunked { announced(&outgoing.headers) } else { Vec::new() };
             self.sending = Sending::Body { upload, writer: BodyWriter::new(ending, trailers) };
@@ -178,7 +188,8 @@ impl Http1 {
                 };
                 if let Some(length) = length {
                     let head = self.input.split_to(length).freeze();
-                    let answered = head::response(head, head_only)?;
+                    let answered = response::parse(head, head_only)?;
+                    check_status(answered.status)?;
                     if !answered.status.is_informational()
                         || answered.status == StatusCode::SWITCHING_PROTOCOLS
                     {

@@ -20,26 +20,14 @@ pub fn frames(input: &[u8]) {
     let tunnel = choice & 0x80 != 0;
 
     let whole = of_request(&[stream], limit, tunnel);
-    assert_eq!(whole, of_request(&pieces(stream, lengths), limit, tunnel));
-    assert_eq!(whole, of_request(&pieces(stream, [1; 4]), limit, tunnel));
+    assert_eq!(whole, of_request(&input.pieces(lengths), limit, tunnel));
+    assert_eq!(whole, of_request(&input.pieces([1; 4]), limit, tunnel));
     if let Some(expected) = lawful(stream, limit, tunnel) {
         assert_eq!(whole, (expected, Ok(())));
     }
     let whole = of_control(&[stream]);
-    assert_eq!(whole, of_control(&pieces(stream, lengths)));
-    assert_eq!(whole, of_control(&pieces(stream, [1; 4])));
-}
-
-/// Cuts the stream into pieces of these lengths, over and over.
-fn pieces(mut stream: &[u8], lengths: [u8; 4]) -> Vec<&[u8]> {
-    let mut pieces = Vec::new();
-    for length in lengths.into_iter().cycle().take(stream.len() * 4) {
-        let (piece, rest) = stream.split_at(usize::from(length).min(stream.len()));
-        pieces.push(piece);
-        stream = rest;
-    }
-    pieces.push(stream);
-    pieces
+    assert_eq!(whole, of_control(&input.pieces(lengths)));
+    assert_eq!(whole, of_control(&input.pieces([1; 4])));
 }
 
 /// What a request stream brings until it ends or breaks a rule. Neighbouring data is joined, since cuts

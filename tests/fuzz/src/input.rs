@@ -20,4 +20,17 @@ impl<'i> Input<'i> {
         self.0 = rest;
         taken
     }
+
+    /// What is left in pieces of these lengths, over and over.
+    pub(crate) fn pieces(&self, lengths: [u8; 4]) -> Vec<&'i [u8]> {
+        let mut rest = self.0;
+        let mut pieces = Vec::new();
+        for length in lengths.into_iter().cycle().take(rest.len() * 4) {
+            let (piece, more) = rest.split_at(usize::from(length).min(rest.len()));
+            pieces.push(piece);
+            rest = more;
+        }
+        pieces.push(rest);
+        pieces
+    }
 }

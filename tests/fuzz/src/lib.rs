@@ -1,4 +1,4 @@
-//! What strangers can send over HTTP/3, as fuzz targets: each takes any bytes and panics where a promise does
+//! What strangers can send over HTTP/3 and HTTP/1.1, as fuzz targets: each takes any bytes and panics where a promise does
 //! not hold.
 //!
 //! `scripts/fuzz` feeds them with what it finds leads on; `tests/seeds.rs` with the files it begins from, so
@@ -8,6 +8,7 @@
 
 mod connection;
 mod frames;
+mod http1;
 mod input;
 mod qpack;
 pub mod seeds;
@@ -15,4 +16,5 @@ mod wire;
 
 pub use connection::connection;
 pub use frames::frames;
+pub use http1::http1;
 pub use qpack::qpack;

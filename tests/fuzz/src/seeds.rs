@@ -14,8 +14,12 @@ use crate::connection::client::{reading, step};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 3] =
-    [("frames", crate::frames), ("qpack", crate::qpack), ("connection", crate::connection)];
+pub const TARGETS: [Target; 4] = [
+    ("frames", crate::frames),
+    ("qpack", crate::qpack),
+    ("connection", crate::connection),
+    ("http1", crate::http1),
+];
 
 /// Where a target's seeds are.
 #[must_use]
@@ -36,7 +40,93 @@ pub fn all() -> Vec<Seed> {
     let seed = |target| move |(name, bytes)| Seed { target, name, bytes };
     let frames = frames().into_iter().map(seed("frames"));
     let qpack = qpack().into_iter().map(seed("qpack"));
-    frames.chain(qpack).chain(connection().into_iter().map(seed("connection"))).collect()
+    let connection = connection().into_iter().map(seed("connection"));
+    frames.chain(qpack).chain(connection).chain(http1().into_iter().map(seed("http1"))).collect()
+}
+
+fn http1() -> Vec<(&'static str, Vec<u8>)> {
+    // Heads of up to 400 and 40 bytes from clients, and of up to 400 from VMs, after HEAD and after GET.
+    let [client, small, after_head, vm] = [2, 1, 0x42, 0x82];
+    let with = |choice: u8, lengths: [u8; 4], text: &str| [&[choice][..], &lengths, text.as_bytes()].concat();
+    vec![
+        ("get", with(client, [1, 9, 40, 3], "GET /a?b HTTP/1.1\r\nHost: x\r\nCookie: a=1; b\r\n\r\n")),
+        (
+            "pipelined",
+            with(
+                client,
+                [7, 1, 1, 60],
+                "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc\r\nGET /2 HTTP/1.0\r\n\r\n",
+            ),
+        ),
+        (
+            "chunks-and-trailers",
+            with(
+                client,
+                [2, 3, 5, 9],
+                "PUT http://x/y HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTE: trailers\r\n\r\n\
+                 5;e=\"f\"\r\nabcde\r\n00\r\nX-Sum: 1\r\n\r\n",
+            ),
+        ),
+        ("bare-line-feeds", with(client, [1, 1, 2, 1], "GET / HTTP/1.1\nHost: x\n\nGET / HTTP/1.1\r\n\n")),
+        (
+            "two-framings",
+            with(
+                client,
+                [30, 1, 30, 1],
+                "POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            ),
+        ),
+        (
+            "hop-by-hop",
+            with(
+                client,
+                [20, 20, 1, 1],
+                "GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade, x-a\r\nX-A: 1\r\nUpgrade: h2c\r\n\r\n",
+            ),
+        ),
+        ("options-of-all", with(client, [5, 5, 5, 5], "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")),
+        (
+            "head-beyond-the-limit",
+            with(small, [3, 1, 1, 9], "GET /0123456789012345678901234567890123 HTTP/1.1\r\n"),
+        ),
+        (
+            "empty-lines",
+            with(
+                small,
+                [1, 1, 1, 1],
+                "\r\n\n\r\n\r\n\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n",
+            ),
+        ),
+        (
+            "answers",
+            with(
+                vm,
+                [11, 1, 4, 80],
+                "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok\
+                 HTTP/1.1 204 No Content\r\n\r\nHTTP/1.0 200 OK\r\n\r\nto the end",
+            ),
+        ),
+        (
+            "chunked-answer",
+            with(
+                vm,
+                [6, 6, 1, 6],
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            ),
+        ),
+        (
+            "answers-to-head",
+            with(
+                after_head,
+                [1, 50, 1, 50],
+                "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nHTTP/1.1 304 Not Modified\r\n\r\n",
+            ),
+        ),
+        (
+            "answer-with-two-lengths",
+            with(vm, [9, 9, 9, 9], "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd"),
+        ),
+    ]
 }
 
 fn frames() -> Vec<(&'static str, Vec<u8>)> {

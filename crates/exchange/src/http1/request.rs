@@ -1,35 +1,36 @@
-//! Request heads: bytes to [`Request`], refusing what two parties could read differently (RFC 9112).
+//! Request heads: bytes to [`Request`], refusing what two parties could read differently (RFC 9112), and back.
 
 use std::mem::MaybeUninit;
 
-use bytes::Bytes;
-use foregate_exchange::head;
-use foregate_exchange::http1::{Chunked, Framing};
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Scheme, Uri};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
+
+use super::{Chunked, Ending, Framing, decimal, field};
+use crate::head;
 
 /// Fields of one head; more than browsers and their extensions ever send.
 const MAX_FIELDS: usize = 128;
 
 /// A request head and what it says about its connection.
 #[derive(Debug)]
-pub(super) struct Head {
-    pub(super) request: Request<()>,
-    pub(super) framing: Framing,
-    pub(super) keep_alive: bool,
+pub struct Head {
+    pub request: Request<()>,
+    pub framing: Framing,
+    pub keep_alive: bool,
     /// The client waits for a 100 before it sends its body.
-    pub(super) expects: bool,
-    pub(super) takes_trailers: bool,
+    pub expects: bool,
+    pub takes_trailers: bool,
     /// The protocol the client asks to switch to, if we let it.
-    pub(super) upgrade: Option<HeaderValue>,
+    pub upgrade: Option<HeaderValue>,
 }
 
 /// A head that is refused: the status, and the reason for client and log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) status: StatusCode,
-    pub(super) reason: &'static str,
+pub struct Refusal {
+    pub status: StatusCode,
+    pub reason: &'static str,
 }
 
 const fn bad(reason: &'static str) -> Refusal {
@@ -37,7 +38,8 @@ const fn bad(reason: &'static str) -> Refusal {
 }
 
 /// Of a head that is longer than it may be.
-pub(super) fn too_long(buffer: &[u8]) -> Refusal {
+#[must_use]
+pub fn too_long(buffer: &[u8]) -> Refusal {
     // No line end where the limit ends: it is the target that is too long.
     if buffer.contains(&b'\n') {
         Refusal {
@@ -53,7 +55,10 @@ pub(super) fn too_long(buffer: &[u8]) -> Refusal {
 }
 
 /// Parses a complete head. Values share its memory.
-pub(super) fn parse(head: Bytes) -> Result<Head, Refusal> {
+///
+/// # Errors
+/// It is not HTTP, or could mean two things.
+pub fn parse(head: Bytes) -> Result<Head, Refusal> {
     let mut fields = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
     let status = httparse::ParserConfig::default()
@@ -202,6 +207,69 @@ fn upgrade(headers: &HeaderMap, method: &Method, version: Version) -> Option<Hea
     let refused = head::has_token(headers, &UPGRADE, "h2c");
     let asked = head::has_token(headers, &CONNECTION, "upgrade");
     (asked && !refused && *method == Method::GET && version == Version::HTTP_11).then(|| protocol.clone())
+}
+
+/// How a request's body is framed: from what it knows of its length, whatever its fields say. `None`: there is
+/// no body.
+#[must_use]
+pub fn ending(method: &Method, body: Option<Option<u64>>) -> Ending {
+    match body {
+        Some(Some(length)) => Ending::Length(length),
+        Some(None) => Ending::Chunked,
+        // Where a body is usual, its absence is said (RFC 9110, section 8.6); some servers insist with 411.
+        None if matches!(*method, Method::POST | Method::PUT | Method::PATCH) => Ending::Length(0),
+        None => Ending::None,
+    }
+}
+
+/// What is asked of a VM.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'a> {
+    pub method: &'a Method,
+    pub target: &'a str,
+    pub authority: &'a HeaderValue,
+    /// What of them is about framing or the connection is not written.
+    pub headers: &'a HeaderMap,
+    pub ending: Ending,
+    /// The protocol to leave HTTP for.
+    pub upgrade: Option<&'a HeaderValue>,
+    /// Asks for trailers.
+    pub ask_trailers: bool,
+}
+
+/// Writes a head.
+pub fn write(out: &mut BytesMut, asking: &Asking<'_>) {
+    let Asking { method, target, authority, headers, ending, upgrade, ask_trailers } = *asking;
+    out.reserve(64 + target.len() + authority.len() + headers.len() * 48);
+    out.put_slice(method.as_str().as_bytes());
+    out.put_u8(b' ');
+    out.put_slice(target.as_bytes());
+    out.put_slice(b" HTTP/1.1\r\n");
+    field(out, &HOST, authority.as_bytes());
+    for (name, value) in headers {
+        let ours = match *name {
+            HOST | CONTENT_LENGTH | TRANSFER_ENCODING | CONNECTION | UPGRADE | TE => true,
+            // There are none without chunks.
+            TRAILER => ending != Ending::Chunked,
+            _ => false,
+        };
+        if !ours {
+            field(out, name, value.as_bytes());
+        }
+    }
+    match ending {
+        Ending::None | Ending::Close => {}
+        Ending::Length(length) => field(out, &CONTENT_LENGTH, decimal(length, &mut [0; 20])),
+        Ending::Chunked => field(out, &TRANSFER_ENCODING, b"chunked"),
+    }
+    if let Some(protocol) = upgrade {
+        field(out, &CONNECTION, b"upgrade");
+        field(out, &UPGRADE, protocol.as_bytes());
+    } else if ask_trailers {
+        field(out, &CONNECTION, b"te");
+        field(out, &TE, b"trailers");
+    }
+    out.put_slice(b"\r\n");
 }
 
 #[cfg(test)]

@@ -1,48 +1,65 @@
-//! Heads as HTTP/1.1 says them: requests to bytes, bytes to responses.
+//! Response heads: bytes to fields and framing, and back. Framing is decided here and never copied.
 
 use std::mem::MaybeUninit;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use foregate_exchange::http1::{Chunked, Ending, Framing, decimal, field};
-use foregate_exchange::{Failure, Kind, head};
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use http_body::SizeHint;
 
-use crate::client::Outgoing;
-use crate::response::check_status;
+use super::{Chunked, Ending, Framing, decimal, field};
+use crate::{Failure, Kind, head};
 
-/// A VM's response head may have this many fields.
+/// A response head may have this many fields.
 const MAX_FIELDS: usize = 256;
 
-/// How a request's body is framed: from what it knows of its length, whatever its fields say. `None`: there is
-/// no body.
-pub(super) fn ending(method: &Method, body: Option<Option<u64>>) -> Ending {
-    match body {
-        Some(Some(length)) => Ending::Length(length),
-        Some(None) => Ending::Chunked,
-        // Where a body is usual, its absence is said (RFC 9110, section 8.6); some servers insist with 411.
-        None if matches!(*method, Method::POST | Method::PUT | Method::PATCH) => Ending::Length(0),
-        None => Ending::None,
+/// What of the request a response's framing depends on.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub method: Method,
+    pub version: Version,
+    pub takes_trailers: bool,
+}
+
+impl Asked {
+    #[must_use]
+    pub fn ending(&self, status: StatusCode, size: &SizeHint) -> Ending {
+        if self.method == Method::HEAD
+            || status.is_informational()
+            || status == StatusCode::NO_CONTENT
+            || status == StatusCode::NOT_MODIFIED
+        {
+            Ending::None
+        } else if let Some(length) = size.exact() {
+            Ending::Length(length)
+        } else if self.version == Version::HTTP_10 {
+            Ending::Close
+        } else {
+            Ending::Chunked
+        }
     }
 }
 
-/// Writes a request's head.
-pub(super) fn request(out: &mut BytesMut, outgoing: &Outgoing, ending: Ending) {
-    let target = outgoing.target.as_str();
-    out.reserve(64 + target.len() + outgoing.authority.len() + outgoing.headers.len() * 48);
-    out.put_slice(outgoing.method.as_str().as_bytes());
-    out.put_u8(b' ');
-    out.put_slice(target.as_bytes());
-    out.put_slice(b" HTTP/1.1\r\n");
-    field(out, &HOST, outgoing.authority.as_bytes());
-    for (name, value) in &outgoing.headers {
-        let ours = match *name {
-            HOST | CONTENT_LENGTH | TRANSFER_ENCODING | CONNECTION | UPGRADE | TE => true,
-            // There are none without chunks.
-            TRAILER => ending != Ending::Chunked,
+/// Writes a head. `close` announces that the connection ends with it.
+pub fn write(
+    out: &mut BytesMut,
+    status: StatusCode,
+    fields: &HeaderMap,
+    ending: Ending,
+    asked: &Asked,
+    close: bool,
+) {
+    out.reserve(64 + fields.len() * 48);
+    status_line(out, status);
+    for (name, value) in fields {
+        let skip = match *name {
+            CONNECTION | TRANSFER_ENCODING => true,
+            // Of a response without body it tells the length the body would have.
+            CONTENT_LENGTH => ending != Ending::None || status == StatusCode::NO_CONTENT,
+            TRAILER => ending != Ending::Chunked || !asked.takes_trailers,
             _ => false,
         };
-        if !ours {
+        if !skip {
             field(out, name, value.as_bytes());
         }
     }
@@ -51,31 +68,51 @@ pub(super) fn request(out: &mut BytesMut, outgoing: &Outgoing, ending: Ending) {
         Ending::Length(length) => field(out, &CONTENT_LENGTH, decimal(length, &mut [0; 20])),
         Ending::Chunked => field(out, &TRANSFER_ENCODING, b"chunked"),
     }
-    if let Some(protocol) = &outgoing.upgrade {
+    if status == StatusCode::SWITCHING_PROTOCOLS && fields.contains_key(UPGRADE) {
         field(out, &CONNECTION, b"upgrade");
-        field(out, &UPGRADE, protocol.as_bytes());
-    } else if outgoing.ask_trailers {
-        field(out, &CONNECTION, b"te");
-        field(out, &TE, b"trailers");
+    } else if close {
+        field(out, &CONNECTION, b"close");
+    } else if asked.version == Version::HTTP_10 {
+        field(out, &CONNECTION, b"keep-alive");
     }
     out.put_slice(b"\r\n");
 }
 
+/// Writes an interim head (1xx).
+pub fn write_interim(out: &mut BytesMut, status: StatusCode, fields: &HeaderMap) {
+    status_line(out, status);
+    for (name, value) in fields {
+        if *name != CONTENT_LENGTH {
+            field(out, name, value.as_bytes());
+        }
+    }
+    out.put_slice(b"\r\n");
+}
+
+fn status_line(out: &mut BytesMut, status: StatusCode) {
+    out.put_slice(b"HTTP/1.1 ");
+    out.put_slice(status.as_str().as_bytes());
+    out.put_u8(b' ');
+    out.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.put_slice(b"\r\n");
+}
+
 /// A response head, and where its body ends.
-pub(super) struct Answered {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
+#[derive(Debug)]
+pub struct Answered {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
     /// `None`: at the end of the connection.
-    pub(super) framing: Option<Framing>,
+    pub framing: Option<Framing>,
     /// The VM keeps the connection, and nothing about its framing was odd.
-    pub(super) keeps: bool,
+    pub keeps: bool,
 }
 
 /// Parses a complete head, of an interim response too. Values share its memory.
 ///
 /// # Errors
 /// [`Kind::BadResponse`]: it is not HTTP, or could mean two things.
-pub(super) fn response(head: Bytes, head_only: bool) -> Result<Answered, Failure> {
+pub fn parse(head: Bytes, head_only: bool) -> Result<Answered, Failure> {
     let mut fields = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     let status = httparse::ParserConfig::default()
@@ -89,7 +126,6 @@ pub(super) fn response(head: Bytes, head_only: bool) -> Result<Answered, Failure
         .code
         .and_then(|code| StatusCode::from_u16(code).ok())
         .ok_or_else(|| bad("it has no status"))?;
-    check_status(status)?;
     let mut headers = HeaderMap::with_capacity(parsed.headers.len() + 4);
     for field in parsed.headers.iter() {
         let name =
@@ -162,4 +198,29 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Failure> {
 
 fn bad(reason: &'static str) -> Failure {
     Failure::because(Kind::BadResponse, reason)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn framing_is_written_once_and_never_copied() {
+        let asked = Asked { method: Method::GET, version: Version::HTTP_11, takes_trailers: false };
+        let mut fields = HeaderMap::new();
+        fields.insert(CONTENT_LENGTH, "99".parse().unwrap());
+        fields.insert(TRANSFER_ENCODING, "gzip".parse().unwrap());
+        let text = |ending, close| {
+            let mut out = BytesMut::new();
+            write(&mut out, StatusCode::OK, &fields, ending, &asked, close);
+            String::from_utf8(out.to_vec()).unwrap()
+        };
+        assert_eq!(text(Ending::Length(5), false), "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n");
+        assert_eq!(
+            text(Ending::Chunked, true),
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+        );
+        assert_eq!(text(Ending::None, false), "HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n");
+    }
 }
