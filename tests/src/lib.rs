@@ -48,7 +48,7 @@ pub use origin::{Builder as OriginBuilder, Call, Delivery, Origin, Raw, Recorded
 pub use pattern::{Digest, block, digest_of};
 pub use ports::{Lease, closed_port, lease};
 pub use process::{Log, Process};
-pub use quic::Packet;
+pub use quic::{Packet, first_packets};
 pub use relay::{Datagram, Direction, Relay, Weather};
 pub use wire::{Incoming, Reader, parse_response};
 

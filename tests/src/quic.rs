@@ -1,6 +1,35 @@
-//! What of a QUIC packet can be read without its keys (RFC 8999; RFC 9000, section 17).
+//! What of a QUIC packet can be read without its keys (RFC 8999; RFC 9000, section 17), and packets of clients that say
+//! nothing else.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use quinn::Endpoint;
+use tokio::net::UdpSocket;
+
+use crate::PATIENCE;
+use crate::certs::Authority;
+
+/// The first packets of as many clients of `shop.test`, as small as they may be.
+pub async fn first_packets(count: usize) -> Vec<Bytes> {
+    let config = Authority::shared().one_datagram_client();
+    let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let to = nobody.local_addr().unwrap();
+    let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let mut packets = Vec::with_capacity(count);
+    while packets.len() < count {
+        let connecting = endpoint.connect_with(config.clone(), to, "shop.test").unwrap();
+        let mut buffer = vec![0; 2048];
+        let received = tokio::time::timeout(PATIENCE, nobody.recv(&mut buffer)).await;
+        buffer.truncate(received.expect("a first packet").unwrap());
+        packets.push(buffer.into());
+        drop(connecting);
+        // It says goodbye, to nobody either.
+        _ = tokio::time::timeout(Duration::from_millis(100), nobody.recv(&mut [0; 2048])).await;
+    }
+    packets
+}
 
 /// A packet by its kind.
 #[derive(Clone, Debug, PartialEq, Eq)]

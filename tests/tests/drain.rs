@@ -7,8 +7,11 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use foregate_tests::{
     Body, Client, Delivery, Error, Fields, FrameSeen, Gateway, Origin, Version, digest_of, eventually,
-    eventually_async, gateway, get, origin, post, within,
+    eventually_async, gateway, get,
+    http3::{Connection, Options},
+    origin, post, within,
 };
+use quinn::ConnectionError;
 use rustix::process::Signal;
 use tokio::sync::Notify;
 
@@ -212,6 +215,25 @@ async fn the_drain_time_is_a_limit() {
             Err(other) => panic!("{version:?}: {other}"),
         }
     }
+}
+
+/// Over QUIC too a newcomer is told at once, and need not wait for an answer that does not come.
+#[tokio::test]
+async fn a_newcomer_over_quic_is_told_to_go_elsewhere() {
+    let (vm, mut gw, release) = scene("20s").await;
+    let client = gw.client(Version::H3, "shop.test").await;
+    let mut exchange = client.open(&get("/held")).await.unwrap();
+    vm.saw("the request", |_| true).await;
+    gw.terminate();
+    refuses(&gw, Version::H1).await;
+    for _ in 0..3 {
+        let refused = Connection::connect(&gw.dial("shop.test"), Options::default()).await.err();
+        let Some(ConnectionError::ConnectionClosed(close)) = refused else { panic!("{refused:?}") };
+        assert_eq!(close.error_code, quinn::TransportErrorCode::CONNECTION_REFUSED);
+    }
+    release.notify_waiters();
+    assert_eq!(exchange.down.whole().await.unwrap().status, 200);
+    gw.ended().await;
 }
 
 #[tokio::test]

@@ -2,11 +2,13 @@
 // Test code: a broken precondition should stop the test where it stands.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::time::Instant;
+use std::{net::Ipv4Addr, time::Instant};
 
 use foregate_tests::{
-    Client, Dial, Error, Gateway, Origin, Version, eventually, eventually_async, gateway, get, origin,
+    Client, Dial, Error, Gateway, Origin, Packet, Version, eventually, eventually_async, first_packets,
+    gateway, get, origin, within,
 };
+use tokio::net::UdpSocket;
 
 /// With two workers, for the limits are those of the process.
 async fn start(limits: &str) -> (Origin, Gateway) {
@@ -93,6 +95,33 @@ async fn connections_beyond_the_limit_of_an_address_are_refused() {
         refused(&here, version).await;
         drop((second, third, other));
     }
+    gw.stop().await;
+}
+
+/// Whoever sends first packets under somebody's address does not use up what that one may have.
+#[tokio::test]
+async fn handshakes_of_unproven_addresses_leave_half_of_the_limit() {
+    let (_vm, gw) = start("connections_per_ip = 4").await;
+    let dial = gw.dial("shop.test");
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    for packet in first_packets(10).await {
+        socket.send_to(&packet, dial.https).await.unwrap();
+    }
+    // The first two are answered, and the others asked to prove where they are.
+    let mut answers = Vec::new();
+    let all = async {
+        while answers.iter().filter(|packet| **packet == Packet::Retry).count() < 8 {
+            let mut answer = vec![0; 2048];
+            let length = socket.recv(&mut answer).await.unwrap();
+            answer.truncate(length);
+            answers.push(Packet::first_of(&answer.into()));
+        }
+    };
+    within("eight Retries", all).await;
+    let (first, second) = (admitted_soon(&dial, Version::H3).await, admitted_soon(&dial, Version::H1).await);
+    refused(&dial, Version::H2).await;
+    refused(&dial, Version::H3).await;
+    drop((first, second));
     gw.stop().await;
 }
 

@@ -258,7 +258,7 @@ fn admit(
     secure: bool,
 ) {
     let address = canonical(address);
-    match worker.connections.admit(address.ip()) {
+    match worker.connections.admit(address.ip(), true) {
         Ok(permit) => {
             let worker = worker.clone();
             tokio::task::spawn_local(accept::serve(worker, stream, address, permit, secure));

@@ -60,7 +60,7 @@ pub(crate) async fn serve(
     let busy_from = u64::from(first_streams(streams_allowed) / 2);
     let mut requests = 0;
     drop(live);
-    let mut connection = match Connection::start(quic, settings).await {
+    let mut connection = match Connection::start(quic, settings) {
         Ok(connection) => connection,
         Err(error) => {
             tracing::debug!(peer = %peer.address, %error, "HTTP/3 connection failed");

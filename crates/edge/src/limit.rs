@@ -26,6 +26,8 @@ pub(crate) struct Permit {
 pub(crate) enum Full {
     Process,
     Client,
+    /// Of what a client may have, the half that is for those who have proven to be where they say they are.
+    Unproven,
 }
 
 impl Full {
@@ -37,7 +39,7 @@ impl Full {
                 tracing::warn!(%peer, "connection refused: limits.connections reached");
             }
             Full::Process => {}
-            Full::Client => {
+            Full::Client | Full::Unproven => {
                 tracing::debug!(%peer, "connection refused: limits.connections_per_ip reached");
             }
         }
@@ -53,7 +55,9 @@ impl Connections {
         })
     }
 
-    pub(crate) fn admit(self: &Arc<Connections>, address: IpAddr) -> Result<Permit, Full> {
+    /// Whose address is not `proven` may be anybody: such a one gets no more than half of what a client may have, so
+    /// that nobody can use up what is another's.
+    pub(crate) fn admit(self: &Arc<Connections>, address: IpAddr, proven: bool) -> Result<Permit, Full> {
         let client = network(address);
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit {
             self.open.fetch_sub(1, Ordering::Relaxed);
@@ -61,12 +65,12 @@ impl Connections {
         }
         if let Some((limit, counts)) = &self.by_client {
             let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = counts.entry(client).or_insert(0);
-            if *count >= *limit {
+            let count = counts.get(&client).copied().unwrap_or(0);
+            if count >= if proven { *limit } else { *limit / 2 } {
                 self.open.fetch_sub(1, Ordering::Relaxed);
-                return Err(Full::Client);
+                return Err(if count >= *limit { Full::Client } else { Full::Unproven });
             }
-            *count += 1;
+            counts.insert(client, count + 1);
         }
         Ok(Permit { connections: self.clone(), client })
     }
@@ -104,21 +108,32 @@ mod tests {
     fn a_client_is_an_address_or_a_slash_64() {
         let connections = Connections::new(10, Some(1));
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let first = connections.admit(ip("2001:db8::1")).ok().unwrap();
-        assert_eq!(connections.admit(ip("2001:db8::2")).err(), Some(Full::Client));
-        let _other = connections.admit(ip("2001:db8:0:1::2")).ok().unwrap();
-        let _v4 = connections.admit(ip("192.0.2.1")).ok().unwrap();
-        assert_eq!(connections.admit(ip("::ffff:192.0.2.1")).err(), Some(Full::Client));
+        let first = connections.admit(ip("2001:db8::1"), true).ok().unwrap();
+        assert_eq!(connections.admit(ip("2001:db8::2"), true).err(), Some(Full::Client));
+        let _other = connections.admit(ip("2001:db8:0:1::2"), true).ok().unwrap();
+        let _v4 = connections.admit(ip("192.0.2.1"), true).ok().unwrap();
+        assert_eq!(connections.admit(ip("::ffff:192.0.2.1"), true).err(), Some(Full::Client));
         drop(first);
-        assert!(connections.admit(ip("2001:db8::2")).is_ok());
+        assert!(connections.admit(ip("2001:db8::2"), true).is_ok());
+    }
+
+    #[test]
+    fn nobody_uses_up_what_is_anothers() {
+        let connections = Connections::new(10, Some(4));
+        let address = [192, 0, 2, 1].into();
+        let admit = |proven| connections.admit(address, proven);
+        let _held: Vec<_> = [admit(false), admit(false)].map(|permit| permit.ok().unwrap()).into();
+        assert_eq!(admit(false).err(), Some(Full::Unproven));
+        let _more: Vec<_> = [admit(true), admit(true)].map(|permit| permit.ok().unwrap()).into();
+        assert_eq!([admit(false).err(), admit(true).err()], [Some(Full::Client); 2]);
     }
 
     #[test]
     fn the_process_has_a_limit() {
         let connections = Connections::new(1, None);
-        let first = connections.admit([127, 0, 0, 1].into()).ok().unwrap();
-        assert_eq!(connections.admit([127, 0, 0, 2].into()).err(), Some(Full::Process));
+        let first = connections.admit([127, 0, 0, 1].into(), true).ok().unwrap();
+        assert_eq!(connections.admit([127, 0, 0, 2].into(), true).err(), Some(Full::Process));
         drop(first);
-        assert!(connections.admit([127, 0, 0, 2].into()).is_ok());
+        assert!(connections.admit([127, 0, 0, 2].into(), true).is_ok());
     }
 }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
@@ -66,14 +66,18 @@ impl Shared {
 }
 
 impl Connection {
-    /// Opens our control stream and sends SETTINGS.
-    ///
-    /// Waits until the client allows the stream; RFC 9114, section 6.2, makes it do so at once.
+    /// Opens our control stream; SETTINGS leave when [`Connection::accept`] is polled.
     ///
     /// # Errors
-    /// The connection was lost.
-    pub async fn start(quic: quinn::Connection, settings: Settings) -> Result<Connection, Error> {
-        let control = quic.open_uni().await?;
+    /// The connection was lost, or the client does not allow the stream.
+    pub fn start(quic: quinn::Connection, settings: Settings) -> Result<Connection, Error> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(control) = pin!(quic.open_uni()).poll(&mut cx) else {
+            // Section 6.2: its transport parameters have to, and nobody waits until it changes its mind.
+            let reason = "no unidirectional stream is allowed";
+            return Err(Error::raise(&quic, Violation::connection(Code::H3_GENERAL_PROTOCOL_ERROR, reason)));
+        };
+        let control = control?;
         // What it says concerns the whole connection.
         _ = control.set_priority(i32::MAX);
         Ok(Connection {
@@ -170,7 +174,7 @@ impl Connection {
         bytes.extend_from_slice(&control::goaway(id));
         self.unsent = bytes.into();
         // Now, if it can be: there may be no other poll before the end.
-        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut cx = Context::from_waker(Waker::noop());
         _ = write(&mut cx, &mut self.control, &mut self.unsent);
     }
 

@@ -143,7 +143,7 @@ impl Http1 {
             }
             Ok(answered) => {
                 self.deadline.clear();
-                return Ok(self.receive(answered, in_flight, shelf, outgoing.idle_timeout));
+                return Ok(self.receive(answered, in_flight, shelf, progress, outgoing));
             }
             Err(failure) => failure,
         };
@@ -309,7 +309,8 @@ impl Http1 {
         answered: Answered,
         in_flight: InFlight,
         shelf: Rc<Shelf>,
-        idle: Option<std::time::Duration>,
+        progress: Option<Rc<Progress>>,
+        outgoing: &Outgoing,
     ) -> Response<Body> {
         let Answered { status, headers, framing, keeps } = answered;
         let mut response = Response::new(Body::Empty);
@@ -328,13 +329,13 @@ impl Http1 {
                 None => Drive::Inline(self, keeps.then_some(shelf)),
             }
         } else if status.is_success() && !matches!(self.sending, Sending::Stuck { .. }) {
-            Drive::beside(self)
+            Drive::beside(self, progress, outgoing.response_timeout)
         } else {
             // The VM has refused the upload, so nothing more of it is sent.
             self.send_no_more();
             Drive::Inline(self, None)
         };
-        *response.body_mut() = Body::stream(Download::new(drive, framing, idle, in_flight));
+        *response.body_mut() = Body::stream(Download::new(drive, framing, outgoing.idle_timeout, in_flight));
         response
     }
 

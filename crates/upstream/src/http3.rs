@@ -23,7 +23,6 @@ use http::header::{CONTENT_LENGTH, EXPECT, TE};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use self::frames::{MAX_FRAME, Violation};
@@ -33,7 +32,7 @@ use crate::dial::Resolver;
 use crate::patience::Patience;
 use crate::response::check_status;
 use crate::transport::Transport;
-use crate::upload::{Progress, Upload};
+use crate::upload::{Progress, Rest, Upload};
 
 pub(crate) use self::dial::{Sockets, client_config};
 
@@ -229,7 +228,8 @@ impl Http3 {
                 let _open = connection;
                 future.await;
             };
-            tokio::task::spawn_local(whole).abort_handle()
+            let task = tokio::task::spawn_local(whole).abort_handle();
+            Rest::new(task, progress.clone(), response_timeout)
         });
         let keeps_length = head_only || parts.status == StatusCode::NOT_MODIFIED;
         if !keeps_length {
@@ -237,6 +237,9 @@ impl Http3 {
             parts.headers.remove(CONTENT_LENGTH);
         }
         if keeps_length || parts.status == StatusCode::NO_CONTENT {
+            if let Some(upload) = upload {
+                upload.end();
+            }
             return Ok(Response::from_parts(parts, Body::Empty));
         }
         deadline.clear();
@@ -458,7 +461,7 @@ struct Download {
     idle: Option<Duration>,
     deadline: Deadline,
     /// What the request's body is still being sent by.
-    upload: Option<AbortHandle>,
+    upload: Option<Rest>,
     _active: Option<Active>,
     _in_flight: InFlight,
 }
@@ -570,12 +573,9 @@ impl http_body::Body for Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // The client is gone: so is our interest in the rest.
-        if self.phase != Phase::Over
-            && let Some(upload) = &self.upload
-        {
-            upload.abort();
-        }
+        let Some(upload) = self.upload.take() else { return };
+        // Before its end the client is gone: so is our interest in the rest.
+        if self.phase == Phase::Over { upload.end() } else { upload.abort() }
     }
 }
 

@@ -1,16 +1,20 @@
 //! A request's body on its way to a VM: whether it is through, why it failed, and whether it may start.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foregate_exchange::deadline::Deadline;
 use foregate_exchange::{Body, Failure};
 use http_body::{Frame, SizeHint};
+use tokio::task::AbortHandle;
 use tokio::time::Sleep;
 
+use crate::patience::Patience;
 use crate::replay::Kept;
 
 /// How long a body waits for the VM's 100 (Continue) before it goes without (RFC 9110, section 10.1.1).
@@ -67,6 +71,40 @@ impl Progress {
     /// The failure of the client's side that ended the body.
     pub(crate) fn failure(&self) -> Option<Failure> {
         self.failure.borrow().clone()
+    }
+}
+
+/// The task that sends what is left of a body whose response has begun.
+pub(crate) struct Rest {
+    task: AbortHandle,
+    progress: Option<Rc<Progress>>,
+    /// How long the VM may take nothing of it once it has said everything.
+    limit: Option<Duration>,
+}
+
+impl Rest {
+    pub(crate) fn new(task: AbortHandle, progress: Option<Rc<Progress>>, limit: Option<Duration>) -> Rest {
+        Rest { task, progress, limit }
+    }
+
+    pub(crate) fn abort(self) {
+        self.task.abort();
+    }
+
+    /// The response is whole. A VM that takes nothing any more wants nothing, even if it does not say so.
+    pub(crate) fn end(self) {
+        if self.limit.is_none() || self.task.is_finished() {
+            return;
+        }
+        tokio::task::spawn_local(async move {
+            let (mut patience, mut deadline) = (Patience::new(self.limit), Deadline::default());
+            poll_fn(|cx| match self.task.is_finished() {
+                true => Poll::Ready(()),
+                false => patience.poll(&mut deadline, self.progress.as_deref(), cx),
+            })
+            .await;
+            self.task.abort();
+        });
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Options {
     pub window: u32,
     /// And on one stream, if that is less.
     pub stream_window: u32,
+    /// Unidirectional streams that the gateway may open.
+    pub streams: u32,
     /// Whether the gateway's streams are read. If not, the test accepts them itself.
     pub watch: bool,
     /// Remembers sessions from one connection to the next; without it nothing is remembered.
@@ -38,7 +40,14 @@ impl Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { alpn: b"h3", window: 8 << 20, stream_window: u32::MAX, watch: true, tls: None }
+        Options {
+            alpn: b"h3",
+            window: 8 << 20,
+            stream_window: u32::MAX,
+            streams: 100,
+            watch: true,
+            tls: None,
+        }
     }
 }
 
@@ -88,6 +97,7 @@ impl Connection {
         transport.max_idle_timeout(Some(Duration::from_secs(15).try_into().unwrap()));
         let stream = options.stream_window.min(options.window);
         transport.stream_receive_window(stream.into()).receive_window(options.window.into());
+        transport.max_concurrent_uni_streams(options.streams.into());
         let tls = options.tls.clone().unwrap_or_else(|| Authority::shared().client(&[options.alpn]));
         let tls = QuicClientConfig::try_from(tls).unwrap();
         let mut config = quinn::ClientConfig::new(Arc::new(tls));

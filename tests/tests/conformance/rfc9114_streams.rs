@@ -88,6 +88,14 @@ async fn rfc9114_6_2_three_streams_of_a_kibibyte() {
     scene.goes_on().await;
 }
 
+/// Section 6.2: a client has to allow streams in its transport parameters; the server does not wait for later.
+#[tokio::test]
+async fn rfc9114_6_2_a_client_that_allows_no_streams() {
+    let options = Options { streams: 0, ..Options::default() };
+    let scene = Scene::bare(origin(), gateway(), options).await;
+    scene.connection_error(H3_GENERAL_PROTOCOL_ERROR).await;
+}
+
 #[tokio::test]
 async fn rfc9114_6_2_1_the_server_has_one_control_stream_that_begins_with_settings() {
     let scene = scene().await;

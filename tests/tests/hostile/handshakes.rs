@@ -2,9 +2,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use bytes::Bytes;
-use foregate_tests::{Authority, PATIENCE};
-use quinn::Endpoint;
+use foregate_tests::first_packets;
 use tokio::net::UdpSocket;
 
 use crate::scene::{Attack, Pace, Time, bear};
@@ -48,7 +46,8 @@ pub(crate) fn held_open() -> Attack {
 fn flood() -> Box<dyn FnOnce(foregate_tests::Dial, std::time::Instant) -> crate::scene::Running + Send> {
     let packets = std::thread::spawn(|| {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().build().unwrap().block_on(first_packets())
+        // Made before anything is measured.
+        runtime.enable_all().build().unwrap().block_on(first_packets(HANDSHAKES))
     });
     let packets = packets.join().unwrap();
     Box::new(move |dial, until| {
@@ -68,26 +67,6 @@ fn flood() -> Box<dyn FnOnce(foregate_tests::Dial, std::time::Instant) -> crate:
             assert!(left < HANDSHAKES / 4, "{left} were not sent");
         })
     })
-}
-
-/// The first packets of as many clients, as small as they may be, made before anything is measured.
-async fn first_packets() -> Vec<Bytes> {
-    let config = Authority::shared().one_datagram_client();
-    let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let to = nobody.local_addr().unwrap();
-    let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    let mut packets = Vec::with_capacity(HANDSHAKES);
-    while packets.len() < HANDSHAKES {
-        let connecting = endpoint.connect_with(config.clone(), to, "shop.test").unwrap();
-        let mut buffer = vec![0; 2048];
-        let received = tokio::time::timeout(PATIENCE, nobody.recv(&mut buffer)).await;
-        buffer.truncate(received.expect("a first packet").unwrap());
-        packets.push(buffer.into());
-        drop(connecting);
-        // It says goodbye, to nobody either.
-        _ = tokio::time::timeout(Duration::from_millis(100), nobody.recv(&mut [0; 2048])).await;
-    }
-    packets
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ mod streams;
 use scene::{Attack, Time};
 
 /// All of them: how they are made, since some prepare what they send.
-const ATTACKS: [fn() -> Attack; 10] = [
+const ATTACKS: [fn() -> Attack; 11] = [
     heads::endless,
     heads::of_2_to_the_61_bytes,
     heads::qpack_bombs,
@@ -35,6 +35,7 @@ const ATTACKS: [fn() -> Attack; 10] = [
     reads::that_stop,
     storms::stop_sending,
     storms::reset_stream,
+    storms::priority_updates,
     handshakes::unproven,
     handshakes::held_open,
     streams::never_used,

@@ -1,4 +1,4 @@
-//! Requests that are cancelled as soon as they are made (CVE-2023-44487).
+//! Requests that are cancelled as soon as they are made (CVE-2023-44487), and frames that are short and some work.
 
 use std::{
     collections::VecDeque,
@@ -10,6 +10,7 @@ use foregate_tests::{
     http3::{
         Connection, Head, Stream,
         code::{H3_EXCESSIVE_LOAD, H3_REQUEST_CANCELLED},
+        frame::{PRIORITY_UPDATE, priority_update},
     },
 };
 use quinn::ConnectionError;
@@ -23,6 +24,10 @@ const REQUEST: u64 = 32 * 1024;
 /// How many requests are cancelled each time, and how often: a thousand a second.
 const BURST: usize = 4;
 const EVERY: Duration = Duration::from_millis(4);
+/// What QUIC may hold of a stream that is not read.
+const STREAM_WINDOW: u64 = 1 << 20;
+/// How often a thousand priorities change.
+const UPDATES_EVERY: Duration = Duration::from_millis(10);
 /// How many cancelled ones the client keeps before it lets go of what it has not ended of them.
 const KEPT: usize = 32;
 
@@ -32,6 +37,32 @@ pub(crate) fn stop_sending() -> Attack {
 
 pub(crate) fn reset_stream() -> Attack {
     storm("a storm of RESET_STREAM", |stream| stream.reset(H3_REQUEST_CANCELLED))
+}
+
+/// The shortest frames there are that make the gateway remember something.
+pub(crate) fn priority_updates() -> Attack {
+    Attack {
+        name: "a storm of PRIORITY_UPDATE",
+        config: "",
+        // Nothing but the newest of some streams, and what QUIC may hold before it is read.
+        holds: STREAM_WINDOW,
+        run: Box::new(|dial, until| {
+            Box::pin(async move {
+                let (client, mut control) = connection(&dial).await;
+                let updates: Vec<u8> =
+                    (0..64).flat_map(|n| priority_update(PRIORITY_UPDATE, n * 4, "u=1")).collect();
+                let piece = updates.repeat(16);
+                let mut pace = Pace::new(UPDATES_EVERY, until);
+                let mut sent = 0;
+                while pace.next().await {
+                    control.write_all(&piece).await.unwrap();
+                    sent += 1024;
+                }
+                assert!(sent > 100_000, "only {sent} frames were sent");
+                assert_eq!(client.quic.close_reason(), None);
+            })
+        }),
+    }
 }
 
 fn storm(name: &'static str, cancel: fn(&mut Stream)) -> Attack {
@@ -96,4 +127,9 @@ async fn a_storm_of_stop_sending_ends_its_connection() {
 #[tokio::test]
 async fn a_storm_of_reset_stream_ends_its_connection() {
     bear(reset_stream(), Time::Little).await;
+}
+
+#[tokio::test]
+async fn a_storm_of_priorities_is_forgotten() {
+    bear(priority_updates(), Time::Little).await;
 }

@@ -20,7 +20,7 @@ use super::path::Paths;
 use super::{Handshake, Keys};
 use crate::drain::Phase;
 use crate::h3;
-use crate::limit::Permit;
+use crate::limit::{Full, Permit};
 use crate::peer::{Peer, TlsPeer, canonical};
 use crate::settings::{AddressValidation, Congestion, Settings};
 use crate::worker::{Prepared, Worker};
@@ -127,14 +127,20 @@ pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, keys: Keys) {
             None => others(spent).await / 2,
         };
     }
-    // Those that have waited are served; who comes later is refused by our absence.
+    // Those that have waited are served; who comes later is told to go elsewhere.
     let mut cx = Context::from_waker(Waker::noop());
-    loop {
-        let waiting = pin!(acceptor.endpoint.accept()).poll(&mut cx);
-        let Poll::Ready(Some(incoming)) = waiting else { break };
-        acceptor.take(incoming);
+    let mut waiting = Vec::new();
+    while let Poll::Ready(Some(incoming)) = pin!(acceptor.endpoint.accept()).poll(&mut cx) {
+        waiting.push(incoming);
     }
-    acceptor.endpoint.set_server_config(None);
+    for incoming in waiting {
+        acceptor.take(incoming);
+        tokio::task::yield_now().await;
+    }
+    while let Some(incoming) = acceptor.endpoint.accept().await {
+        incoming.refuse();
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Lets others run, and says for how long. What has come for them goes through several tasks, and none should wait for
@@ -180,14 +186,19 @@ impl Acceptor {
             AddressValidation::Never => false,
             AddressValidation::Auto => Rc::strong_count(&self.half_open) > HALF_OPEN,
         };
-        if must_prove && incoming.may_retry() && !incoming.remote_address_validated() {
+        let proven = incoming.remote_address_validated();
+        if must_prove && incoming.may_retry() && !proven {
             // Only a client that has been asked already cannot be asked again.
             _ = incoming.retry();
             return;
         }
         let address = canonical(incoming.remote_address());
-        let permit = match self.worker.connections.admit(address.ip()) {
+        let permit = match self.worker.connections.admit(address.ip(), proven) {
             Ok(permit) => permit,
+            Err(Full::Unproven) if incoming.may_retry() => {
+                _ = incoming.retry();
+                return;
+            }
             Err(full) => {
                 full.log(&self.worker, address);
                 return incoming.refuse();

@@ -13,11 +13,11 @@ use foregate_exchange::http1::{Framing, Piece};
 use foregate_exchange::{Failure, Kind, head};
 use foregate_routing::InFlight;
 use http_body::{Frame, SizeHint};
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::{Http1, Stop};
 use crate::client::Shelf;
+use crate::upload::{Progress, Rest};
 
 /// Room for one read of a body: at first, and at most where reads fill what they are given and its client keeps up.
 /// Over loopback a large download over HTTP/1.1 takes 0.6 of what it takes in reads of the smaller size.
@@ -99,7 +99,7 @@ pub(super) enum Drive {
     /// The body alone; with the shelf it goes back to, if it may.
     Inline(Box<Http1>, Option<Rc<Shelf>>),
     /// A task beside it, which sends the rest of the request.
-    Beside(Rc<Shared>, AbortHandle),
+    Beside(Rc<Shared>, Rest),
     Done,
 }
 
@@ -194,16 +194,22 @@ impl Download {
     /// Nothing more is read for this body.
     fn finish(&mut self) {
         self.over = true;
-        // An upload beside it goes on: its task holds the connection as long as it needs it.
-        if let Drive::Inline(http1, Some(shelf)) = std::mem::replace(&mut self.drive, Drive::Done) {
-            http1.recycle(&shelf);
+        match std::mem::replace(&mut self.drive, Drive::Done) {
+            Drive::Inline(http1, Some(shelf)) => http1.recycle(&shelf),
+            // An upload beside it goes on: its task holds the connection as long as it needs it.
+            Drive::Beside(_, upload) => upload.end(),
+            Drive::Inline(_, None) | Drive::Done => {}
         }
     }
 }
 
 impl Drive {
     /// The client may not read before it has sent everything, so the upload must go on by itself.
-    pub(super) fn beside(http1: Box<Http1>) -> Drive {
+    pub(super) fn beside(
+        http1: Box<Http1>,
+        progress: Option<Rc<Progress>>,
+        limit: Option<Duration>,
+    ) -> Drive {
         let shared = Rc::new(Shared { http1: RefCell::new(Some(http1)), reader: Cell::default() });
         let writer = shared.clone();
         let task = tokio::task::spawn_local(async move {
@@ -218,7 +224,7 @@ impl Drive {
                 }
             }
         });
-        Drive::Beside(shared, task.abort_handle())
+        Drive::Beside(shared, Rest::new(task.abort_handle(), progress, limit))
     }
 
     fn with<T>(&mut self, act: impl FnOnce(Option<&mut Http1>) -> T) -> T {
@@ -231,10 +237,9 @@ impl Drive {
 
     /// Closes the connection.
     fn give_up(&mut self) {
-        if let Drive::Beside(_, task) = self {
-            task.abort();
+        if let Drive::Beside(_, upload) = std::mem::replace(self, Drive::Done) {
+            upload.abort();
         }
-        *self = Drive::Done;
     }
 }
 

@@ -437,6 +437,23 @@ async fn what_could_mean_two_things_is_refused() {
     .await;
 }
 
+/// The VM agrees, says everything and then takes nothing: what it has answered to is not sent for ever.
+#[tokio::test(flavor = "local")]
+async fn an_upload_that_nobody_takes_ends_after_its_response() {
+    let (body, feed) = fed(None);
+    let limit = Duration::from_millis(200);
+    let mut session = Session::send(Outgoing { response_timeout: Some(limit), ..post(body, &[]) });
+    session.vm_hears("\r\n\r\n").await;
+    session.vm_says("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nyes!").await;
+    // More than the socket takes.
+    for _ in 0..1024 {
+        feed.send(Ok(Frame::data(Bytes::from_static(&[0; 4096])))).unwrap();
+    }
+    let response = (&mut session.answer).await.unwrap().unwrap();
+    assert_eq!(transcript(response).await, "200||yes!");
+    tokio::time::timeout(PATIENCE, feed.closed()).await.unwrap();
+}
+
 #[tokio::test(flavor = "local")]
 async fn a_head_has_a_bound() {
     for (fields, fits) in [

@@ -62,6 +62,8 @@ enum Act {
     Leave(u64),
     /// Sends this on its control stream.
     Control(Vec<u8>),
+    /// Sends this and ends its direction, and neither reads nor stops the other.
+    Ignore(Vec<u8>),
 }
 
 struct Vm {
@@ -106,8 +108,15 @@ impl Vm {
                     while let Ok((mut send, mut recv)) = quic.accept_bi().await {
                         let number = requests.replace(requests.get() + 1);
                         let act = act(number);
-                        _ = recv.read_to_end(1 << 20).await;
+                        if !matches!(act, Act::Ignore(_)) {
+                            _ = recv.read_to_end(1 << 20).await;
+                        }
                         match act {
+                            Act::Ignore(bytes) => {
+                                _ = send.write_all(&bytes).await;
+                                _ = send.finish();
+                                std::mem::forget(recv);
+                            }
                             Act::Say(bytes) => {
                                 _ = send.write_all(&bytes).await;
                                 _ = send.finish();
@@ -156,13 +165,20 @@ struct Asking {
     client: Client,
     transport: Transport,
     endpoint: Arc<Endpoint>,
+    response_timeout: Duration,
     interims: Vec<u16>,
 }
 
 impl Asking {
     fn new(address: SocketAddr) -> Asking {
         let endpoint = Endpoint::new("pool".into(), Address::Ip(address));
-        Asking { client: Client::default(), transport: transport(), endpoint, interims: Vec::new() }
+        Asking {
+            client: Client::default(),
+            transport: transport(),
+            endpoint,
+            response_timeout: SECOND * 10,
+            interims: Vec::new(),
+        }
     }
 
     async fn send(&mut self, method: Method, body: Body) -> Result<Response<Body>, SendError> {
@@ -175,7 +191,7 @@ impl Asking {
             body,
             ask_trailers: false,
             upgrade: None,
-            response_timeout: Some(SECOND * 10),
+            response_timeout: Some(self.response_timeout),
             idle_timeout: Some(SECOND / 2),
         };
         let interims = &mut self.interims;
@@ -320,6 +336,44 @@ fn a_panic_is_the_failure_of_one_exchange() {
     let panicking = || -> Poll<Result<(), StreamError>> { panic!("too many fields") };
     let Poll::Ready(Err(broken)) = contained(panicking) else { panic!("it went well") };
     assert_eq!(broken.failure().kind(), Kind::BadResponse);
+}
+
+/// Bytes without end, until they are let go of.
+struct Endless(Rc<Cell<bool>>);
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 4096])))))
+    }
+}
+
+impl Drop for Endless {
+    fn drop(&mut self) {
+        self.0.set(true);
+    }
+}
+
+/// What it has answered to is not sent for ever, whether it has said so or not.
+#[tokio::test(flavor = "local")]
+async fn a_body_that_a_vm_ignores_comes_to_an_end() {
+    let whole = [head(&[STATUS_200]), frame(FrameKind::DATA, b"enough")].concat();
+    let nothing = head(&[&[STATUS_200][..], &field("content-length", "0")].concat());
+    for answer in [whole, nothing] {
+        let vm = Vm::start(move |_| Act::Ignore(answer.clone())).await;
+        let (mut asking, dropped) = (Asking::new(vm.address), Rc::new(Cell::new(false)));
+        asking.response_timeout = SECOND / 2;
+        let body = Body::stream(Endless(dropped.clone()));
+        let response = asking.send(Method::POST, body).await.unwrap();
+        response.into_body().collect().await.unwrap();
+        let begun = Instant::now();
+        while !dropped.get() {
+            assert!(begun.elapsed() < SECOND * 5, "it is still being sent");
+            tokio::time::sleep(SECOND / 50).await;
+        }
+    }
 }
 
 /// A VM that was switched off says nothing, not even that.

@@ -25,7 +25,7 @@ pub(super) enum Goodbye {
 
 /// Serves until the connection is over; panics if a request of it did.
 pub(super) async fn serve(quic: quinn::Connection, mut said: mpsc::UnboundedReceiver<Goodbye>) {
-    let Ok(mut connection) = Connection::start(quic, SETTINGS).await else { return };
+    let Ok(mut connection) = Connection::start(quic, SETTINGS) else { return };
     let mut requests = JoinSet::new();
     loop {
         tokio::select! {
