@@ -26,6 +26,8 @@ def main():
         words = ["cargo", "build", "--release", "--locked", "-p", "foregate", "-p", "foregate-bench"]
         subprocess.run(words, check=True, cwd=ROOT)
     load = Load(release)
+    # Two for each idle connection of a proxy, and then some.
+    machine.allow_files(4 * options.idle)
     with tempfile.TemporaryDirectory(prefix="foregate-bench-") as folder:
         scene = proxies.Scene(pathlib.Path(folder), release, venv)
         try:
@@ -65,7 +67,7 @@ def _rows(options, scene, load, sides, rounds, seconds):
     yield from cases.users(load, sides, versions, rounds, seconds, [] if options.quick else cases.BESIDE)
     if not options.quick:
         yield from cases.sites(load, scene, rounds, seconds)
-        yield from cases.idle(load, scene, sides, versions, options.idle, 12)
+        yield from cases.idle(load, scene, sides, versions, options.idle)
 
 
 def _options():
@@ -75,7 +77,7 @@ def _options():
     parser.add_argument("--quick", action="store_true", help="1 KiB only, beside nginx and HAProxy, rounds of 1 s")
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=RIVALS)
     parser.add_argument("--versions", nargs="*", choices=list(cases.VERSIONS), default=list(cases.VERSIONS))
-    parser.add_argument("--idle", type=int, default=2000, help="how many connections lie idle")
+    parser.add_argument("--idle", type=int, default=10_000, help="how many connections lie idle")
     parser.add_argument("--no-build", action="store_true", help="measure what target/release holds")
     parser.add_argument("--write", action="store_true", help="keep the results in benches/results")
     options = parser.parse_args()

@@ -16,6 +16,8 @@ USERS, RATE = 1000, 10
 # What goes on beside them: one client pulls bodies of 10 MiB, 500 handshakes/s, 100 requests that a VM never answers.
 BESIDE = ("bulk", "handshakes", "a hanging VM")
 SITES = (0, 10, 1000, 10000)
+# How long idle connections are held, and how many handshakes a second the slowest should do before.
+IDLE_SECONDS, IDLE_HANDSHAKES = 8, 400
 
 
 @dataclasses.dataclass
@@ -62,23 +64,24 @@ def fresh(load, proxies, versions, rounds, seconds):
             yield _row(version, what, _speakers(proxies, version), ask, rounds, seconds)
 
 
-def idle(load, scene, proxies, versions, connections, seconds):
+def idle(load, scene, proxies, versions, connections):
     """KiB of memory for each of so many idle connections, after one request. Each proxy is started anew: one that has
     been busy has memory to spare."""
     for version in _encrypted(versions):
-        figures = {}
+        own, kernels = {}, {}
         name = _spoken(version)
         for _, side in _speakers(proxies, version):
             proxy = scene.start(side)
             load.fresh(name, _secure(proxy), 1, 1)
-            before = machine.memory(proxy.pid)
-            process = load.idle(name, _secure(proxy), connections, seconds)
-            grown = machine.memory(proxy.pid) - before
+            before = machine.memory(proxy.pid), machine.kernel_memory()
+            process = load.idle(name, _secure(proxy), connections, IDLE_SECONDS + connections // IDLE_HANDSHAKES)
+            after = machine.memory(proxy.pid), machine.kernel_memory()
             # Who refuses connections, as some do in a burst, is not measured.
             if held(process, connections):
-                figures[side] = [grown / connections]
+                own[side], kernels[side] = ([(now - then) / connections] for now, then in zip(after, before))
             scene.end(proxy)
-        yield Row(version, "an idle connection", "KiB", figures)
+        yield Row(version, f"each of {connections:,} idle connections", "KiB", own)
+        yield Row(version, "the same in the kernel, both ends", "KiB", kernels)
 
 
 def users(load, proxies, versions, rounds, seconds, disturbances):

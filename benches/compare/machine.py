@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import resource
 import selectors
 import socket
 import threading
@@ -108,6 +109,22 @@ def memory(pid):
         rollup = pathlib.Path(f"/proc/{member}/smaps_rollup").read_text()
         total += int(re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[1])
     return total
+
+
+def kernel_memory():
+    """KiB of the kernel's own: sockets, timers, page tables, whoever they are for."""
+    info = pathlib.Path("/proc/meminfo").read_text()
+    return sum(int(value) for value in re.findall(r"^(?:Slab|PageTables|KernelStack):\s+(\d+)", info, re.MULTILINE))
+
+
+def allow_files(number):
+    """So many open files for this process and all it starts, where it may ask for them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < number:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number, max(number, hard)))
+        except (ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def describe():

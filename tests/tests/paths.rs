@@ -473,7 +473,7 @@ async fn stray_packets_are_not_answered_in_their_owners_name() {
     assert_eq!(seen, tokens, "somebody answered for the connection that lives");
 }
 
-/// How long a client's datagrams from the gateway are while a large answer comes, with those that are longer than
+/// How long a client's datagrams from the gateway are while large answers come, with those that are longer than
 /// every path must carry (RFC 9000, section 14) in their order.
 async fn lengths(carries: usize) -> Vec<usize> {
     let vm = origin().on("/large", |call| {
@@ -489,8 +489,11 @@ async fn lengths(carries: usize) -> Vec<usize> {
     let mut dial = gw.dial("shop.test");
     dial.https = relay.address();
     let client = Client::connect(&dial, Version::H3).await.unwrap();
-    let reply = client.send(&get("/large")).await.unwrap();
-    assert_eq!((reply.length, reply.digest), (LARGE, digest_of(LARGE)));
+    // On a busy machine one may be through before it is found out that what is lost was too long.
+    for _ in 0..4 {
+        let reply = client.send(&get("/large")).await.unwrap();
+        assert_eq!((reply.length, reply.digest), (LARGE, digest_of(LARGE)));
+    }
     let sent = relay.datagrams();
     gw.stop().await;
     let long = |d: &&foregate_tests::Datagram| d.direction == Direction::ToClient && d.payload.len() > FIRST;

@@ -5,10 +5,11 @@ mod prober;
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+use http::Uri;
 
 use crate::limit::network;
-use crate::peer::Peer;
 use crate::settings::{AltSvc, Settings};
 
 pub(crate) use prober::probe;
@@ -29,15 +30,19 @@ pub(crate) enum Saying {
 pub(crate) struct Advertising {
     saying: AtomicU8,
     told: Told,
-    /// HTTP/3 connections of others.
-    came: AtomicUsize,
+    /// Somebody uses HTTP/3.
+    came: AtomicBool,
 }
 
 impl Advertising {
     pub(crate) fn new(settings: &Settings) -> Advertising {
         let always = settings.http3.alt_svc == AltSvc::Always && settings.serves_http3();
         let saying = if always { Saying::Come } else { Saying::Nothing };
-        Advertising { saying: AtomicU8::new(saying as u8), told: Told::default(), came: AtomicUsize::new(0) }
+        Advertising {
+            saying: AtomicU8::new(saying as u8),
+            told: Told::default(),
+            came: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn saying(&self) -> Saying {
@@ -55,16 +60,21 @@ impl Advertising {
     /// A client is told that there is HTTP/3.
     pub(crate) fn tell(&self, client: IpAddr) {
         // Once somebody has come nobody counts any more.
-        if self.came.load(Ordering::Relaxed) == 0 {
+        if !self.came.load(Ordering::Relaxed) {
             self.told.note(client);
         }
     }
 
-    /// A client has come over HTTP/3. This machine itself is none: it comes by no firewall.
-    pub(crate) fn came(&self, peer: &Peer) {
-        let client = peer.address.ip();
-        if !client.is_loopback() && client != peer.local.ip() {
-            self.came.fetch_add(1, Ordering::Relaxed);
+    /// A client has asked for something over HTTP/3. This machine itself is none, for it comes by no firewall; nor is the
+    /// probe, which may come by a NAT, and then under the address of that.
+    pub(crate) fn came(&self, client: IpAddr, local: IpAddr, target: &Uri) {
+        // Nearly always somebody has.
+        if self.came.load(Ordering::Relaxed) {
+            return;
+        }
+        let probe = target.host() == Some(prober::NOBODY);
+        if !probe && !client.is_loopback() && client != local {
+            self.came.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -119,6 +129,19 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
+
+    #[test]
+    fn neither_this_machine_nor_its_probe_is_somebody() {
+        let advertising = Advertising::new(&Settings::default());
+        let [client, local]: [IpAddr; 2] = [[192, 0, 2, 7].into(), [192, 0, 2, 1].into()];
+        let (page, probe) = (Uri::from_static("https://a/"), Uri::from_static("https://foregate.invalid/"));
+        for (from, target) in [(client, &probe), (local, &page), (Ipv4Addr::LOCALHOST.into(), &page)] {
+            advertising.came(from, local, target);
+            assert!(!advertising.came.load(Ordering::Relaxed), "{from} {target}");
+        }
+        advertising.came(client, local, &page);
+        assert!(advertising.came.load(Ordering::Relaxed));
+    }
 
     #[test]
     fn clients_are_counted_once_each() {

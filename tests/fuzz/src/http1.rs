@@ -108,6 +108,11 @@ fn of_request(bytes: Bytes) -> Result<(Event, Framing), String> {
 /// What a VM is sent says the same, and is one message.
 fn passed_on(head: &Head) {
     let Some(target) = head.request.uri().path_and_query() else { return };
+    // An absolute target may have no path; a request line must (RFC 9112, section 3.2.1).
+    let target = match target.as_str() {
+        without if without.starts_with('?') => &format!("/{without}").parse().expect("a path and a query"),
+        _ => target,
+    };
     let mut headers = head.request.headers().clone();
     head::strip_hop_by_hop(&mut headers);
     for name in [HOST, CONTENT_LENGTH, TRAILER] {

@@ -31,8 +31,8 @@ pub(super) struct Seen {
     pub(super) answered: bool,
     /// Clients that were told.
     pub(super) told: usize,
-    /// Connections that came for it.
-    pub(super) came: usize,
+    /// Whether somebody came for it.
+    pub(super) came: bool,
 }
 
 /// What has changed.
@@ -120,7 +120,7 @@ impl Judge {
             Phase::Advertising { .. } if !answered && streak >= FALL => {
                 (Phase::Unanswered { clear: Some(now) }, Change::Fails)
             }
-            Phase::Advertising { .. } if seen.came > 0 || seen.told < MANY => {
+            Phase::Advertising { .. } if seen.came || seen.told < MANY => {
                 self.phase = Phase::Advertising { alone: None };
                 return None;
             }
@@ -140,9 +140,7 @@ impl Judge {
             }
             Phase::Unanswered { .. } => return None,
             // Somebody knew of it otherwise, and it works.
-            Phase::Deserted { since }
-                if answered && (seen.came > 0 || now.duration_since(since) >= NOBODY) =>
-            {
+            Phase::Deserted { since } if answered && (seen.came || now.duration_since(since) >= NOBODY) => {
                 (Phase::Advertising { alone: None }, Change::Begins)
             }
             Phase::Deserted { .. } => return None,
@@ -163,12 +161,12 @@ mod tests {
         judge: Judge,
         now: Instant,
         told: usize,
-        came: usize,
+        came: bool,
     }
 
     impl Scene {
         fn new() -> Scene {
-            Scene { judge: Judge::new(MAX_AGE), now: Instant::now(), told: 0, came: 0 }
+            Scene { judge: Judge::new(MAX_AGE), now: Instant::now(), told: 0, came: false }
         }
 
         fn probe(&mut self, answered: bool) -> (Option<Change>, Saying) {
@@ -268,13 +266,13 @@ mod tests {
     fn one_who_comes_proves_it() {
         let mut scene = Scene::new();
         scene.probe(true);
-        (scene.told, scene.came) = (MANY * 100, 1);
+        (scene.told, scene.came) = (MANY * 100, true);
         for _ in 0..10_000 {
             assert_eq!(scene.probe(true), (None, Saying::Come));
         }
-        scene.came = 0;
+        scene.came = false;
         assert_eq!(scene.until_change(true).0, Change::NobodyComes);
-        scene.came = 1;
+        scene.came = true;
         assert_eq!(scene.probe(true), (Some(Change::Begins), Saying::Come));
     }
 }

@@ -25,7 +25,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// there answers within milliseconds.
 const FIRST: Duration = Duration::from_millis(500);
 /// A host nobody has (RFC 6761): the gateway answers itself, and no VM is asked.
-const NOBODY: &str = "foregate.invalid";
+pub(super) const NOBODY: &str = "foregate.invalid";
 
 /// Begins to probe where the configuration says "auto", until `stopping` says so. Returns when the first probe
 /// has found something, or after a moment.
@@ -100,7 +100,7 @@ async fn run(
         if matches!(change, Some(Change::Begins | Change::NobodyComes)) {
             // Those told before had their chance, and those who came before proved what was then.
             advertising.told.clear();
-            advertising.came.store(0, Ordering::Relaxed);
+            advertising.came.store(false, Ordering::Relaxed);
         }
         if let Some(first) = first.take() {
             _ = first.send(());

@@ -48,7 +48,10 @@ pub(super) fn serve<'a>(
             None => Ok(incoming.head().await),
         };
         match head {
-            Ok(Ok(head)) => Box::pin(answer(worker, peer, handshake, incoming, head)).await,
+            Ok(Ok(head)) => {
+                worker.advertising.came(peer.address.ip(), peer.local.ip(), &head.parts.uri);
+                Box::pin(answer(worker, peer, handshake, incoming, head)).await;
+            }
             Ok(Err(Error::TooLarge)) => Box::pin(refuse(worker, peer, incoming)).await,
             Ok(Err(error)) => {
                 if error.violation().is_some() && worker.may_log() {

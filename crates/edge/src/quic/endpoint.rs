@@ -305,7 +305,6 @@ async fn handshake(worker: Rc<Worker>, endpoint: Endpoint, begun: Begun) {
     let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
     let tls = Some(TlsPeer { sni, certificate, floor });
     let peer = Rc::new(Peer::new(address, local, tls, Rc::new(permit)));
-    worker.advertising.came(&peer);
     h3::serve(worker, peer, connection, handshake).await;
 }
 
