@@ -26,8 +26,6 @@ def main():
         words = ["cargo", "build", "--release", "--locked", "-p", "foregate", "-p", "foregate-bench"]
         subprocess.run(words, check=True, cwd=ROOT)
     load = Load(release)
-    # Two for each idle connection of a proxy, and then some.
-    machine.allow_files(4 * options.idle)
     with tempfile.TemporaryDirectory(prefix="foregate-bench-") as folder:
         scene = proxies.Scene(pathlib.Path(folder), release, venv)
         try:
@@ -77,7 +75,7 @@ def _options():
     parser.add_argument("--quick", action="store_true", help="1 KiB only, beside nginx and HAProxy, rounds of 1 s")
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=RIVALS)
     parser.add_argument("--versions", nargs="*", choices=list(cases.VERSIONS), default=list(cases.VERSIONS))
-    parser.add_argument("--idle", type=int, default=10_000, help="how many connections lie idle")
+    parser.add_argument("--idle", type=int, default=8500, help="how many connections lie idle; a proxy may need two open files for each")
     parser.add_argument("--no-build", action="store_true", help="measure what target/release holds")
     parser.add_argument("--write", action="store_true", help="keep the results in benches/results")
     options = parser.parse_args()

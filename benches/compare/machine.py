@@ -3,7 +3,6 @@
 import os
 import pathlib
 import re
-import resource
 import selectors
 import socket
 import threading
@@ -115,16 +114,6 @@ def kernel_memory():
     """KiB of the kernel's own: sockets, timers, page tables, whoever they are for."""
     info = pathlib.Path("/proc/meminfo").read_text()
     return sum(int(value) for value in re.findall(r"^(?:Slab|PageTables|KernelStack):\s+(\d+)", info, re.MULTILINE))
-
-
-def allow_files(number):
-    """So many open files for this process and all it starts, where it may ask for them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < number:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (number, max(number, hard)))
-        except (ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def describe():
