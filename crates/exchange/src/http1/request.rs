@@ -7,7 +7,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRAILER, TRANSF
 use http::uri::{Scheme, Uri};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
 
-use super::{Chunked, Ending, Framing, decimal, field};
+use super::{Chunked, Ending, Framing, field};
 use crate::head;
 
 /// Fields of one head; more than browsers and their extensions ever send.
@@ -257,11 +257,7 @@ pub fn write(out: &mut BytesMut, asking: &Asking<'_>) {
             field(out, name, value.as_bytes());
         }
     }
-    match ending {
-        Ending::None | Ending::Close => {}
-        Ending::Length(length) => field(out, &CONTENT_LENGTH, decimal(length, &mut [0; 20])),
-        Ending::Chunked => field(out, &TRANSFER_ENCODING, b"chunked"),
-    }
+    ending.announce(out);
     if let Some(protocol) = upgrade {
         field(out, &CONNECTION, b"upgrade");
         field(out, &UPGRADE, protocol.as_bytes());

@@ -7,7 +7,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING, UPGRA
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use http_body::SizeHint;
 
-use super::{Chunked, Ending, Framing, decimal, field};
+use super::{Chunked, Ending, Framing, field};
 use crate::{Failure, Kind, head};
 
 /// A response head may have this many fields.
@@ -63,11 +63,7 @@ pub fn write(
             field(out, name, value.as_bytes());
         }
     }
-    match ending {
-        Ending::None | Ending::Close => {}
-        Ending::Length(length) => field(out, &CONTENT_LENGTH, decimal(length, &mut [0; 20])),
-        Ending::Chunked => field(out, &TRANSFER_ENCODING, b"chunked"),
-    }
+    ending.announce(out);
     if status == StatusCode::SWITCHING_PROTOCOLS && fields.contains_key(UPGRADE) {
         field(out, &CONNECTION, b"upgrade");
     } else if close {

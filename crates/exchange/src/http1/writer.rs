@@ -1,7 +1,7 @@
 //! Fields and bodies, to bytes. Framing is decided here and never copied.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::TRAILER;
+use http::header::{CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName};
 use http_body::Frame;
 
@@ -17,6 +17,17 @@ pub enum Ending {
     Chunked,
     /// By the end of the connection, for HTTP/1.0.
     Close,
+}
+
+impl Ending {
+    /// Writes the field that tells it, where one does.
+    pub(super) fn announce(self, out: &mut BytesMut) {
+        match self {
+            Ending::None | Ending::Close => {}
+            Ending::Length(length) => field(out, &CONTENT_LENGTH, decimal(length, &mut [0; 20])),
+            Ending::Chunked => field(out, &TRANSFER_ENCODING, b"chunked"),
+        }
+    }
 }
 
 /// A body on its way out.
