@@ -1,26 +1,28 @@
 //! One HTTP/1.1 (or 1.0) connection: head, exchange, response, again (RFC 9112).
 
 mod body;
+mod send;
 mod wire;
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use foregate_exchange::Body;
 use foregate_exchange::http1::request::{self, Head, Refusal};
 use foregate_exchange::http1::response::{self, Asked};
 use foregate_exchange::http1::{BodyWriter, Ending, Framing, Piece, Search, TooLong, announced};
-use foregate_exchange::{Body, Failure};
 use http::{HeaderMap, Response, StatusCode, Version};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use self::body::RequestBody;
+use self::send::Sending;
 use self::wire::{Bare, Wire};
 use crate::answer::Answer;
 use crate::deadline::Deadline;
@@ -34,8 +36,6 @@ const DISCARD: usize = 256 * 1024;
 /// How long a closed connection is read on, so that a late byte's reset does not destroy the answer
 /// (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(2);
-/// What a client may send ahead while its request is being answered.
-const PIPELINED: usize = 64 * 1024;
 
 /// Serves a connection to its end. `first` has been read from it already.
 ///
@@ -95,7 +95,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
                 self.wire.put(|out| {
                     response::write(out, head.status, &head.headers, Ending::None, &asked, false);
                 });
-                self.flush().await?;
+                self.respond(&head.headers, Body::Empty, Ending::None, &asked).await?;
                 return tunnel.join(Bare(self.wire.clone())).await;
             }
             let body_left = !self.wire.body_is_done();
@@ -211,12 +211,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
                 return Poll::Ready(Err(error));
             }
             let ahead = self.wire.input.borrow().len();
-            if self.watch(cx).is_ready() {
+            if self.wire.watch(cx).is_ready() {
                 return Poll::Ready(Ok(None));
             }
             if !self.wire.body_is_done() {
                 // A VM that takes nothing must not hide that the client has left.
-                if self.read_ahead(cx).is_ready() {
+                if self.wire.read_ahead(cx).is_ready() {
                     return Poll::Ready(Ok(None));
                 }
                 self.wire.loop_waits(cx);
@@ -230,102 +230,25 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
         .map(|response| response.map(|response| (asked, response)))
     }
 
-    /// Ready when the client has closed. Reads ahead only what a pipelining client may send.
-    fn watch(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.wire.body_is_done() { self.read_ahead(cx) } else { Poll::Pending }
-    }
-
-    /// Reads a bounded amount; ready when the client has closed.
-    fn read_ahead(&self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.wire.input.borrow().len() < PIPELINED {
-            match ready!(self.wire.poll_fill(cx)) {
-                Ok(0) | Err(_) => return Poll::Ready(()),
-                Ok(_) => {}
-            }
-        }
-        Poll::Pending
-    }
-
     /// Writes the body after its head, together as far as they come together.
     async fn respond(
         &mut self,
         fields: &HeaderMap,
-        mut body: Body,
+        body: Body,
         ending: Ending,
         asked: &Asked,
     ) -> io::Result<()> {
-        if ending == Ending::None {
-            return self.flush().await;
-        }
         let trailers = if asked.takes_trailers { announced(fields) } else { Vec::new() };
-        let mut writer = BodyWriter::new(ending, trailers);
-        let mut failed: Option<Failure> = None;
-        let stalled = self.worker.current().settings.timeouts.keep_alive;
         self.deadline.clear();
-        poll_fn(|cx| {
-            loop {
-                while !writer.has_ended() && failed.is_none() && self.wire.output.borrow().has_room() {
-                    match Pin::new(&mut body).poll_frame(cx) {
-                        Poll::Ready(Some(Ok(frame))) => writer
-                            .put(&mut self.wire.output.borrow_mut(), frame)
-                            .map_err(io::Error::other)?,
-                        Poll::Ready(Some(Err(failure))) => failed = Some(failure),
-                        Poll::Ready(None) => {
-                            writer.end(&mut self.wire.output.borrow_mut()).map_err(io::Error::other)?;
-                        }
-                        Poll::Pending => {
-                            ready!(self.poll_flush(cx, stalled))?;
-                            if self.watch(cx).is_ready() {
-                                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-                            }
-                            return Poll::Pending;
-                        }
-                    }
-                }
-                if writer.has_ended() {
-                    return self.poll_flush(cx, stalled);
-                }
-                if let Some(failure) = &failed {
-                    // What did come is the client's; closing without the end is how HTTP/1.1 says that
-                    // there should have been more.
-                    ready!(self.poll_flush(cx, stalled))?;
-                    tracing::warn!(peer = %self.peer.address, failure = failure.kind().label(), %failure, "response cut short");
-                    return Poll::Ready(Err(io::Error::other(failure.clone())));
-                }
-                ready!(self.poll_write(cx, stalled))?;
-            }
-        })
-        .await
-    }
-
-    async fn flush(&mut self) -> io::Result<()> {
-        let stalled = self.worker.current().settings.timeouts.keep_alive;
-        self.deadline.clear();
-        poll_fn(|cx| self.poll_flush(cx, stalled)).await
-    }
-
-    /// Writes, with a limit on how long a client may take nothing.
-    fn poll_write(&mut self, cx: &mut Context<'_>, stalled: Option<Duration>) -> Poll<io::Result<()>> {
-        let written = self.wire.poll_write(cx);
-        self.unless_stalled(written, cx, stalled)
-    }
-
-    fn poll_flush(&mut self, cx: &mut Context<'_>, stalled: Option<Duration>) -> Poll<io::Result<()>> {
-        let flushed = self.wire.poll_flush(cx);
-        self.unless_stalled(flushed, cx, stalled)
-    }
-
-    fn unless_stalled(
-        &mut self,
-        written: Poll<io::Result<()>>,
-        cx: &mut Context<'_>,
-        limit: Option<Duration>,
-    ) -> Poll<io::Result<()>> {
-        if written.is_ready() {
-            self.deadline.clear();
-            return written;
-        }
-        self.deadline.poll(cx, limit).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        let sending = Sending {
+            wire: &self.wire,
+            body,
+            writer: BodyWriter::new(ending, trailers),
+            failed: None,
+            deadline: &mut self.deadline,
+            stalled: self.worker.current().settings.timeouts.keep_alive,
+        };
+        sending.all(self.peer.address).await
     }
 
     /// Reads away what is left of the request's body. False: it is too much, or broken, or somebody still

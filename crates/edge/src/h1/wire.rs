@@ -14,6 +14,8 @@ use tokio_util::io::poll_read_buf;
 /// Room for one read of a head, and of a body.
 const HEAD_READ: usize = 4 * 1024;
 const BODY_READ: usize = 32 * 1024;
+/// What a client may send ahead while its request is being answered.
+const PIPELINED: usize = 64 * 1024;
 
 /// One thread owns a connection; the cells are borrowed only within a poll.
 pub(super) struct Wire<IO> {
@@ -66,6 +68,22 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
         ready!(io.poll_read(cx, &mut read))?;
         input.extend_from_slice(read.filled());
         Poll::Ready(Ok(read.filled().len()))
+    }
+
+    /// Ready when the client has closed. Reads ahead only what a pipelining client may send.
+    pub(super) fn watch(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.body_is_done() { self.read_ahead(cx) } else { Poll::Pending }
+    }
+
+    /// Reads a bounded amount; ready when the client has closed.
+    pub(super) fn read_ahead(&self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.input.borrow().len() < PIPELINED {
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
     }
 
     /// Gives back the memory of requests and responses that are over.
