@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use foregate_routing::{
-    Action, ActionSpec, Address, Balance, HashOn, HostPattern, MemberSpec, PathPattern, Policy, PoolId,
-    PoolSpec, RequestView, Rewrite, RouteSpec, SiteSpec, Snapshot, SnapshotBuilder, State, TlsVersion, When,
+    Action, ActionSpec, Address, Balance, HostPattern, MemberSpec, PathPattern, Policy, PoolId, PoolSpec,
+    RequestView, Rewrite, RouteSpec, SiteSpec, Snapshot, SnapshotBuilder, State, TlsVersion, When,
     normalise_host, normalise_path,
 };
 use http::{HeaderMap, Method};
@@ -24,14 +24,7 @@ fn pool(balance: Balance, members: u8) -> PoolSpec {
         weight: 1 + u32::from(n % 3),
         tier: 0,
     };
-    PoolSpec {
-        name: balance.to_string().into(),
-        balance,
-        hash_on: HashOn::ClientIp,
-        sticky: None,
-        health: None,
-        members: (0..members).map(member).collect(),
-    }
+    PoolSpec { balance, ..PoolSpec::new(balance.to_string(), (0..members).map(member).collect()) }
 }
 
 fn route(path: &str, pool: PoolId) -> RouteSpec {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use foregate_routing::Publisher;
+use foregate_routing::{Endpoint, Publisher};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -62,11 +63,16 @@ pub enum StartError {
 }
 
 impl Gateway {
-    /// Binds every listener and starts the workers. Nothing runs if anything fails.
+    /// Binds every listener and starts the workers. Nothing runs if anything fails. `doubts` gets VMs that let requests
+    /// wait for long; whoever probes is to look at them and to settle the doubt.
     ///
     /// # Errors
     /// Which listener or limit, why, and what to do.
-    pub fn start(live: Publisher<Live>, diagnostics: Diagnostics) -> Result<Gateway, StartError> {
+    pub fn start(
+        live: Publisher<Live>,
+        diagnostics: Diagnostics,
+        doubts: UnboundedSender<Arc<Endpoint>>,
+    ) -> Result<Gateway, StartError> {
         let settings = live.load().settings.clone();
         let workers = settings.workers.map_or_else(
             || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -85,7 +91,7 @@ impl Gateway {
         let mut threads = Vec::with_capacity(workers);
         let (report, reports) = std::sync::mpsc::channel();
         let advertising = Arc::new(Advertising::new(&settings));
-        let shared = Shared { live: live.clone(), connections, advertising, keys, diagnostics };
+        let shared = Shared { live: live.clone(), connections, advertising, keys, diagnostics, doubts };
         for (number, sockets) in (0..group.workers()).zip(sockets) {
             let (shared, stopping, report) = (shared.clone(), stopping.clone(), report.clone());
             let thread = std::thread::Builder::new()
@@ -165,6 +171,7 @@ struct Shared {
     advertising: Arc<Advertising>,
     keys: Keys,
     diagnostics: Diagnostics,
+    doubts: UnboundedSender<Arc<Endpoint>>,
 }
 
 /// The life of a worker thread.
@@ -184,8 +191,8 @@ fn run(
         }
     };
     runtime.block_on(async {
-        let Shared { live, connections, advertising, keys, diagnostics } = shared;
-        let worker = match Worker::new(&live, connections, advertising, diagnostics) {
+        let Shared { live, connections, advertising, keys, diagnostics, doubts } = shared;
+        let worker = match Worker::new(&live, connections, advertising, diagnostics, doubts) {
             Ok(worker) => worker,
             Err(error) => {
                 _ = report.send(Err(error.to_string()));
@@ -197,6 +204,7 @@ fn run(
             return;
         }
         _ = report.send(Ok(()));
+        tokio::task::spawn_local(worker.waits.clone().attend());
         let sweeper = worker.clone();
         tokio::task::spawn_local(async move {
             loop {

@@ -22,6 +22,7 @@ pub mod quic;
 pub mod settings;
 mod streams;
 pub mod tls;
+mod waits;
 mod websocket;
 mod worker;
 

@@ -6,9 +6,11 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use foregate_routing::{Held, Publisher, Reader};
+use foregate_exchange::clock;
+use foregate_routing::{Endpoint, Held, Publisher, Reader};
 use foregate_upstream::Client;
 use http::HeaderValue;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::Live;
 use crate::advertise::{Advertising, Saying};
@@ -19,6 +21,7 @@ use crate::peer::Peer;
 use crate::settings::AltSvc;
 use crate::streams::Turns;
 use crate::tls::TlsServer;
+use crate::waits::Waits;
 
 /// What strangers can make a worker write to its log.
 const LINES_PER_SECOND: u32 = 10;
@@ -31,6 +34,7 @@ pub(crate) struct Worker {
     pub(crate) advertising: Arc<Advertising>,
     pub(crate) diagnostics: Diagnostics,
     pub(crate) turns: Rc<Turns>,
+    pub(crate) waits: Rc<Waits>,
     reader: RefCell<Reader<Live>>,
     prepared: RefCell<Rc<Prepared>>,
     /// Requests and tunnels under way.
@@ -105,6 +109,7 @@ impl Worker {
         connections: Arc<Connections>,
         advertising: Arc<Advertising>,
         diagnostics: Diagnostics,
+        doubts: UnboundedSender<Arc<Endpoint>>,
     ) -> Result<Rc<Worker>, rustls::Error> {
         let mut reader = live.reader();
         let prepared = Rc::new(Prepared::new(reader.current(), &advertising, &diagnostics)?);
@@ -116,6 +121,7 @@ impl Worker {
             advertising,
             diagnostics,
             turns: Rc::default(),
+            waits: Rc::new(Waits::new(doubts)),
             reader: RefCell::new(reader),
             prepared: RefCell::new(prepared),
             running: Cell::new(0),
@@ -160,7 +166,7 @@ impl Worker {
 
     /// Whether one more line about what some stranger sent may be written: a flood must not fill the log.
     pub(crate) fn may_log(&self) -> bool {
-        let second = clock_origin().elapsed().as_secs();
+        let second = clock::now_nanos() / 1_000_000_000;
         let (of, lines) = self.said.get();
         let lines = if of == second { lines + 1 } else { 1 };
         self.said.set((second, lines));
@@ -191,17 +197,6 @@ impl Worker {
         // Digits cannot be refused.
         HeaderValue::from_bytes(&id).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
-
-    /// Nanoseconds on a clock that all of this process's balancers share.
-    pub(crate) fn now_nanos(&self) -> u64 {
-        u64::try_from(clock_origin().elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-}
-
-/// Endpoint vitals are shared by the workers, so the times in them must count from one instant.
-fn clock_origin() -> std::time::Instant {
-    static ORIGIN: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
-    *ORIGIN.get_or_init(std::time::Instant::now)
 }
 
 /// One more, until dropped.

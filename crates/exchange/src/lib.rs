@@ -4,6 +4,7 @@
 //! The crate opens nothing and decides nothing; it knows neither routes nor connections.
 
 mod body;
+pub mod clock;
 pub mod deadline;
 mod failure;
 pub mod head;

@@ -1,13 +1,15 @@
 //! From a loaded configuration to a running gateway, and from a signal to its orderly end.
 
 use std::io;
+use std::sync::Arc;
 use std::thread;
 
 use foregate_edge::{Gateway, Listening, Live};
 use foregate_health::Monitor;
-use foregate_routing::Publisher;
+use foregate_routing::{Endpoint, Publisher};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::oneshot;
 
 use crate::cli::{Exit, complain, say};
@@ -33,7 +35,8 @@ pub(crate) fn serve(loaded: Loaded, announce: impl FnOnce(&[Listening])) -> Exit
         Ok(diagnostics) => diagnostics,
         Err(sentence) => return failed(sentence),
     };
-    let gateway = match Gateway::start(live.clone(), diagnostics) {
+    let (doubts, doubted) = mpsc::unbounded_channel();
+    let gateway = match Gateway::start(live.clone(), diagnostics, doubts) {
         Ok(gateway) => gateway,
         Err(error) => return failed(error),
     };
@@ -41,15 +44,25 @@ pub(crate) fn serve(loaded: Loaded, announce: impl FnOnce(&[Listening])) -> Exit
         say(format_args!("listening on {listening}"));
     }
     announce(gateway.listeners());
-    runtime.block_on(control(&mut signals, gateway, &live))
+    runtime.block_on(control(&mut signals, gateway, &live, doubted))
 }
 
 /// The control thread's work: health while the gateway serves, then its end.
-async fn control(signals: &mut Signals, gateway: Gateway, live: &Publisher<Live>) -> Exit {
+async fn control(
+    signals: &mut Signals,
+    gateway: Gateway,
+    live: &Publisher<Live>,
+    mut doubted: UnboundedReceiver<Arc<Endpoint>>,
+) -> Exit {
     let current = live.load();
     let mut monitor = Monitor::new();
     monitor.follow(current.routing.pools().iter().cloned().zip(current.transports.iter().cloned()));
-    let name = signals.next().await;
+    let name = loop {
+        tokio::select! {
+            name = signals.next() => break name,
+            Some(endpoint) = doubted.recv() => monitor.doubt(endpoint),
+        }
+    };
     tracing::info!("{name}: draining, at most {:?}", current.settings.timeouts.drain);
     drop(current);
 
@@ -63,7 +76,15 @@ async fn control(signals: &mut Signals, gateway: Gateway, live: &Publisher<Live>
     if let Err(error) = drain {
         return failed(format_args!("the drain cannot start: {error}"));
     }
+    // What runs may still meet a VM that hangs.
+    let probing = async {
+        while let Some(endpoint) = doubted.recv().await {
+            monitor.doubt(endpoint);
+        }
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
+        () = probing => Exit::Done,
         drained = drained => match drained {
             Ok(()) => {
                 tracing::info!("drained");

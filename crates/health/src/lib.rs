@@ -58,8 +58,8 @@ impl Monitor {
         let mut standings = std::mem::take(&mut self.standings);
         for (pool, transport) in pools {
             let known = self.standings.remove(&pool.name).or_else(|| standings.remove(&pool.name));
-            let standing = known.unwrap_or_else(|| Rc::new(Standing::new(pool.clone())));
-            standing.follow(pool.clone());
+            let standing = known.unwrap_or_else(|| Rc::new(Standing::new(pool.clone(), transport.clone())));
+            standing.follow(pool.clone(), transport.clone());
             if let Some(check) = &pool.health {
                 for endpoint in pool.members().iter().map(|member| &member.endpoint) {
                     // An address may be written twice in a pool.
@@ -83,6 +83,28 @@ impl Monitor {
         for standing in self.standings.values() {
             standing.review();
         }
+    }
+
+    /// Probes an endpoint now, because requests to it wait for long; one that does not answer that either is set aside.
+    /// Settles the doubt.
+    ///
+    /// # Panics
+    /// Outside a local runtime or task set.
+    pub fn doubt(&self, endpoint: Arc<Endpoint>) {
+        let Some(standing) = self.standings.get(&endpoint.pool).cloned() else {
+            endpoint.vitals.settle();
+            return;
+        };
+        tokio::task::spawn_local(async move {
+            let (pool, transport) = (standing.pool(), standing.transport());
+            let found = probe::once(&endpoint, pool.health.as_ref(), &transport).await;
+            endpoint.vitals.settle();
+            let (pool, address) = (&*endpoint.pool, &endpoint.address);
+            match found {
+                Ok(()) => tracing::debug!(pool, %address, "requests wait for long, but a probe was answered"),
+                Err(unwell) => standing.set_aside(&endpoint, &unwell),
+            }
+        });
     }
 }
 

@@ -4,11 +4,12 @@ mod http;
 mod tcp;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::StatusCode;
+use ::http::{Method, StatusCode};
 use foregate_exchange::Failure;
 use foregate_routing::{Endpoint, HealthCheck, Probe, State};
 use foregate_upstream::Transport;
@@ -21,6 +22,8 @@ use crate::verdict::Streak;
 const SPREAD: Duration = Duration::from_millis(500);
 /// How far an interval may be off, as a share of it, so that many probes do not march in step.
 const JITTER: f64 = 0.1;
+/// How long a VM may take for a sign of life, where its pool says nothing.
+const LIFE: Duration = Duration::from_secs(2);
 
 /// Probes an endpoint as its check says and writes its state. Ends only by being dropped.
 pub(crate) async fn watch(
@@ -31,7 +34,7 @@ pub(crate) async fn watch(
 ) {
     match &check.probe {
         Probe::Http { path, status, host, contains } => {
-            let ask = http::Ask { path, status, host: host.as_deref(), contains: contains.as_deref() };
+            let ask = asked(path, status, host.as_deref(), contains.as_deref());
             let mut probe = http::HttpProbe::new(&endpoint, &transport, ask, check.timeout);
             attend(&endpoint, &check, &standing, async || probe.run().await).await;
         }
@@ -40,6 +43,33 @@ pub(crate) async fn watch(
             attend(&endpoint, &check, &standing, async || probe.run().await).await;
         }
     }
+}
+
+/// One probe of a VM that lets requests wait: its pool's own over HTTP, where there is one. A port that is open says
+/// nothing of a program that hangs, so otherwise any answer to HEAD is a sign of life.
+pub(crate) async fn once(
+    endpoint: &Endpoint,
+    check: Option<&HealthCheck>,
+    transport: &Transport,
+) -> Result<(), Unwell> {
+    const ANY: &[RangeInclusive<u16>] = &[100..=599];
+    let timeout = check.map_or(LIFE, |check| check.timeout);
+    let ask = match check.map(|check| &check.probe) {
+        Some(Probe::Http { path, status, host, contains }) => {
+            asked(path, status, host.as_deref(), contains.as_deref())
+        }
+        Some(Probe::Tcp) | None => http::Ask { method: Method::HEAD, ..asked("/", ANY, None, None) },
+    };
+    http::HttpProbe::new(endpoint, transport, ask, timeout).run().await
+}
+
+fn asked<'c>(
+    path: &'c str,
+    status: &'c [RangeInclusive<u16>],
+    host: Option<&'c str>,
+    contains: Option<&'c str>,
+) -> http::Ask<'c> {
+    http::Ask { method: Method::GET, path, status, host, contains }
 }
 
 /// One probe soon after the start, then one every interval, counted from start to start; never two at once.
@@ -149,7 +179,7 @@ mod tests {
             times.borrow_mut().push(begun.elapsed());
             probe(number).await
         };
-        let standing = Standing::new(pool);
+        let standing = Standing::new(pool, testing::transport(foregate_upstream::Protocol::Http1));
         timeout(long, attend(&endpoint, &check, &standing, one)).await.unwrap_err();
         (times.into_inner(), endpoint)
     }

@@ -4,23 +4,58 @@ use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::sync::Arc;
 
-use foregate_routing::{Endpoint, Pool, State};
+use foregate_exchange::clock;
+use foregate_routing::{Endpoint, Pool, State, Verdict};
+use foregate_upstream::Transport;
 
 /// One pool, as the newest configuration has it. Outlives reloads, like the probes that report to it.
 #[derive(Debug)]
 pub(crate) struct Standing {
     pool: RefCell<Arc<Pool>>,
+    transport: RefCell<Arc<Transport>>,
     exhausted: Cell<bool>,
 }
 
 impl Standing {
-    pub(crate) fn new(pool: Arc<Pool>) -> Standing {
-        Standing { pool: RefCell::new(pool), exhausted: Cell::new(false) }
+    pub(crate) fn new(pool: Arc<Pool>, transport: Arc<Transport>) -> Standing {
+        let (pool, transport) = (RefCell::new(pool), RefCell::new(transport));
+        Standing { pool, transport, exhausted: Cell::new(false) }
     }
 
     /// From now on the pool is this one.
-    pub(crate) fn follow(&self, pool: Arc<Pool>) {
+    pub(crate) fn follow(&self, pool: Arc<Pool>, transport: Arc<Transport>) {
         self.pool.replace(pool);
+        self.transport.replace(transport);
+    }
+
+    pub(crate) fn pool(&self) -> Arc<Pool> {
+        self.pool.borrow().clone()
+    }
+
+    pub(crate) fn transport(&self) -> Arc<Transport> {
+        self.transport.borrow().clone()
+    }
+
+    /// Sets an endpoint aside that answers neither requests nor a probe, if its pool can do without it.
+    pub(crate) fn set_aside(&self, endpoint: &Endpoint, reason: &dyn Display) {
+        let pool = self.pool();
+        let Some(index) = pool.members().iter().position(|member| member.endpoint.id == endpoint.id) else {
+            return;
+        };
+        let (name, backend, address) = (&*pool.name, self.name(endpoint), &endpoint.address);
+        match pool.set_aside(index, clock::now_nanos()) {
+            Some(Verdict::SetAside(time)) => tracing::warn!(
+                pool = name, backend, %address, ?time, %reason,
+                "backend is set aside: it answers neither requests nor a probe"
+            ),
+            Some(Verdict::AllFail) => tracing::error!(
+                pool = name, backend, %reason,
+                "every backend fails: those that were set aside take part again"
+            ),
+            Some(Verdict::Restored) | None => {
+                tracing::warn!(pool = name, backend, %address, %reason, "backend answers neither requests nor a probe");
+            }
+        }
     }
 
     /// Sets an endpoint's state, and says so if it was another.

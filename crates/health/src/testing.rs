@@ -7,9 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use foregate_routing::{
-    Address, Balance, HashOn, HealthCheck, MemberSpec, Pool, PoolSpec, Probe, Snapshot, SnapshotBuilder,
-};
+use foregate_routing::{Address, HealthCheck, MemberSpec, Pool, PoolSpec, Probe, Snapshot, SnapshotBuilder};
 use foregate_upstream::{Protocol, Transport, TransportSpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -137,14 +135,7 @@ pub(crate) fn pool(name: &str, health: Option<HealthCheck>, addresses: &[SocketA
         weight: 1,
         tier: 0,
     };
-    PoolSpec {
-        name: name.into(),
-        balance: Balance::RoundRobin,
-        hash_on: HashOn::ClientIp,
-        sticky: None,
-        health,
-        members: addresses.iter().enumerate().map(member).collect(),
-    }
+    PoolSpec { health, ..PoolSpec::new(name, addresses.iter().enumerate().map(member).collect()) }
 }
 
 pub(crate) fn snapshot(previous: Option<&Snapshot>, pools: impl IntoIterator<Item = PoolSpec>) -> Snapshot {

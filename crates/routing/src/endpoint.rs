@@ -7,8 +7,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::circuit::{Circuit, Mark};
 
 /// Where a VM listens. Displayed as in a configuration: `10.0.0.1:80`, `vm.lan:80`, `unix:/run/x.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -68,6 +70,8 @@ pub enum State {
 #[derive(Debug, Default)]
 pub struct Vitals {
     state: AtomicU8,
+    pub(crate) circuit: Circuit,
+    doubted: AtomicBool,
     in_flight: AtomicU32,
     /// Seconds, the bits of an `f64`; 0 is "never observed".
     latency: AtomicU64,
@@ -84,19 +88,44 @@ impl Vitals {
         state_of(self.state.load(Ordering::Relaxed))
     }
 
-    /// Sets the state and returns the one before, so that of several reporters exactly one sees the change.
+    /// Sets the state and returns the one before, so that of several reporters exactly one sees the change. One that
+    /// was down and is up is taken back by live traffic too: what failed there failed because it was down.
     pub fn set_state(&self, state: State) -> State {
         let code = match state {
             State::Unknown => 0,
             State::Up => 1,
             State::Down => 2,
         };
-        state_of(self.state.swap(code, Ordering::Relaxed))
+        let before = state_of(self.state.swap(code, Ordering::Relaxed));
+        if before == State::Down && state == State::Up {
+            self.circuit.forget();
+        }
+        before
     }
 
-    /// Whether new work may be sent there: not known to be down.
+    /// Whether new work may be sent there as far as probes know: it is not known to be down.
     pub fn usable(&self) -> bool {
         self.state() != State::Down
+    }
+
+    /// For [`is_lost`](Vitals::is_lost), when a request is sent.
+    pub fn mark(&self) -> Mark {
+        self.circuit.mark()
+    }
+
+    /// Whether the VM went down or was set aside since then.
+    pub fn is_lost(&self, mark: Mark) -> bool {
+        !self.usable() || self.circuit.has_opened(mark)
+    }
+
+    /// Somebody has waited for long. True: nobody else has said so; have the VM probed, and then [`settle`](Vitals::settle).
+    pub fn doubt(&self) -> bool {
+        !self.doubted.swap(true, Ordering::Relaxed)
+    }
+
+    /// The doubt is over.
+    pub fn settle(&self) {
+        self.doubted.store(false, Ordering::Relaxed);
     }
 
     /// Requests being served there now, by all workers, under all snapshots.

@@ -10,6 +10,7 @@
 //! by path, and asks a [`Pool`] to [`pick`](Pool::pick).
 
 mod balance;
+mod circuit;
 mod cookie;
 mod dice;
 mod endpoint;
@@ -18,6 +19,7 @@ mod path;
 mod pool;
 mod publish;
 mod query;
+mod retry;
 mod route;
 mod site;
 mod snapshot;
@@ -26,11 +28,13 @@ mod template;
 mod when;
 
 pub use balance::{Balance, UnknownBalance};
+pub use circuit::{Entry, Mark, Outlier};
 pub use endpoint::{Address, Endpoint, InFlight, State, Vitals};
 pub use host::{HostError, HostPattern, normalise_host};
 pub use path::{PathError, PathPattern, normalise_path};
-pub use pool::{HashOn, HealthCheck, Member, MemberSpec, Pick, Pool, PoolSpec, Probe, Sticky};
+pub use pool::{HashOn, HealthCheck, Member, MemberSpec, Pick, Pool, PoolSpec, Probe, Sticky, Verdict};
 pub use publish::{Held, Publisher, Reader};
+pub use retry::{Cause, Repetition, Retry};
 pub use route::{
     Action, ActionSpec, Captures, HeaderEdit, Matched, NotMatched, Policy, RequestView, Respond, Rewrite,
     Route, RouteSpec, RouteTimeouts, Shadowed, UpstreamHost,

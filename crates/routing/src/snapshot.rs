@@ -192,7 +192,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Address, Balance, HashOn, MemberSpec, State, TlsVersion};
+    use crate::{Address, MemberSpec, State, TlsVersion};
 
     fn pool(name: &str, addresses: &[&str]) -> PoolSpec {
         let member = |address: &&str| MemberSpec {
@@ -201,14 +201,7 @@ mod tests {
             weight: 1,
             tier: 0,
         };
-        PoolSpec {
-            name: name.into(),
-            balance: Balance::RoundRobin,
-            hash_on: HashOn::ClientIp,
-            sticky: None,
-            health: None,
-            members: addresses.iter().map(member).collect(),
-        }
+        PoolSpec::new(name, addresses.iter().map(member).collect())
     }
 
     fn site(name: &str, hosts: &[&str], addresses: Option<&[&str]>) -> SiteSpec {

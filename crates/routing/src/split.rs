@@ -95,14 +95,7 @@ mod tests {
     fn snapshot() -> Snapshot {
         let mut builder = SnapshotBuilder::new(None);
         for name in ["old", "new", "none"] {
-            builder.add_pool(PoolSpec {
-                name: name.into(),
-                balance: Default::default(),
-                hash_on: Default::default(),
-                sticky: None,
-                health: None,
-                members: vec![],
-            });
+            builder.add_pool(PoolSpec::new(name, Vec::new()));
         }
         builder.build()
     }

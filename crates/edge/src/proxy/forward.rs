@@ -1,26 +1,33 @@
 //! To a VM and back: pick, connect, send, and when that fails decide whether to try another.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
+use bytes::Bytes;
 use foregate_exchange::head::{self, Origin};
-use foregate_exchange::{Body, Failure, Kind, Side};
+use foregate_exchange::{Body, Failure, Kind, Side, clock};
 use foregate_routing::{
-    Address, HeaderEdit, Matched, Member, Pick, Pool, RequestView, UpstreamHost, Variables,
+    Address, Cause, HeaderEdit, Matched, Member, Pick, Pool, Repetition, RequestView, UpstreamHost,
+    Variables, Verdict,
 };
 use foregate_upstream::{Outgoing, SendError, Transport};
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, SET_COOKIE, TE, UPGRADE};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 
 use super::{Interim, edit};
 use crate::answer::Answer;
 use crate::peer::Peer;
 use crate::worker::{Prepared, Worker};
 
-/// How often a request may be tried again, on another VM where there is one.
-const RETRIES: usize = 2;
+/// A body up to this length is kept, so that its request can be made again.
+const KEPT: u64 = 16 * 1024;
 /// Seconds after which a client may hope for a VM again.
 const RETRY_AFTER: u64 = 5;
 
@@ -61,7 +68,11 @@ impl Forwarding<'_> {
         let secure = self.variables.scheme == "https";
         // The client may have asked for trailers in words; HTTP/2 and 3 take them without asking.
         let ask_trailers = self.takes_trailers && headers.contains_key(TE);
-        let repeatable = self.method.is_idempotent() && matches!(body, Body::Empty);
+        // The body a repetition would have, where one may follow (RFC 9110, section 9.2.2).
+        let (body, again) = match self.method.is_idempotent() && pool.retry.attempts > 0 {
+            true => keep(body).await.map_err(|failure| self.give_up(pool, Some(failure)))?,
+            false => (body, None),
+        };
         // Which VM a client belongs to is between it and us, whatever the VMs get to see of its cookies.
         let cookies = self.edits_cookies().then(|| cookies_of(&headers));
         self.clean(&mut headers);
@@ -80,62 +91,115 @@ impl Forwarding<'_> {
         let mut tried: Vec<usize> = Vec::new();
         // Told when it is known whether another attempt follows.
         let mut failed: Option<Failed<'_>> = None;
-        for left in (0..=RETRIES).rev() {
-            let now = self.worker.now_nanos();
+        // What the client gets if no other VM does better.
+        let mut refused: Option<Response<Body>> = None;
+        let mut repetition: Option<Repetition<'_>> = None;
+        for left in (0..=pool.retry.attempts).rev() {
+            let now = clock::now_nanos();
             let carried = cookies.as_ref().unwrap_or(&outgoing.headers);
-            let pick =
-                pool.pick_sticky(carried, &tried).or_else(|| pool.pick(key, &tried, self.worker.roll(), now));
-            let Some(Pick { member, index, in_flight }) = pick else { break };
+            let pick = pool
+                .pick_sticky(carried, &tried, now)
+                .or_else(|| pool.pick(key, &tried, self.worker.roll(), now));
+            let Some(Pick { member, index, entry, in_flight }) = pick else { break };
             if let Some(failed) = failed.take() {
                 self.report(pool, &failed, true);
             }
-            let endpoint = member.endpoint.clone();
-            let link = match self.worker.client.connect(&endpoint, transport, self.upgrade.is_some()).await {
+            let endpoint = &member.endpoint;
+            let judge = |well, now| {
+                if let Some(verdict) = pool.judge(index, entry, well, now) {
+                    announce(pool, member, verdict);
+                }
+            };
+            let link = match self.worker.client.connect(endpoint, transport, self.upgrade.is_some()).await {
                 Ok(link) => link,
                 Err(failure) => {
-                    tried.push(index);
+                    let unreachable = cause(failure.kind()) == Some(Cause::Connect);
                     failed = Some(Failed { member, failure });
+                    if !unreachable {
+                        break;
+                    }
+                    judge(false, clock::now_nanos());
+                    if !pool.retry.covers(Cause::Connect) {
+                        break;
+                    }
+                    tried.push(index);
                     continue;
                 }
             };
-            let reused = link.reused();
+            let (reused, leaves_fields) = (link.reused(), link.leaves_fields());
             let cookie = pool.sticky_cookie(cookies.as_ref().unwrap_or(&outgoing.headers), index, secure);
             // Whoever keeps connections open meets one that the VM is just closing; only then, or when
             // the method allows it, is the head needed again.
-            let may_repeat = left > 0 && (reused || repeatable);
-            let copy = (may_repeat && !link.leaves_fields()).then(|| outgoing.headers.clone());
+            let may_repeat = left > 0 && (reused || again.is_some());
+            let copy = (may_repeat && !leaves_fields).then(|| outgoing.headers.clone());
             outgoing.authority = self.authority_for(&endpoint.address, transport);
-            let begun = Instant::now();
-            let interim = |status, fields| self.pass_interim(status, fields);
-            match link.send(&mut outgoing, in_flight, interim).await {
+            // Only a new connection has taken time.
+            let begun = if reused { now } else { clock::now_nanos() };
+            let may_leave = may_repeat && again.is_some() && pool.retry.covers(Cause::Timeout);
+            let answer = {
+                let interim = |status, fields| self.pass_interim(status, fields);
+                let mut answer = pin!(link.send(&mut outgoing, in_flight, interim));
+                let waits = &self.worker.waits;
+                let waiting = pool.patience().map(|patience| waits.begin(endpoint, begun, patience));
+                let is_lost = |cx: &Context<'_>| waiting.as_ref().is_some_and(|waiting| waiting.is_lost(cx));
+                poll_fn(|cx| match answer.as_mut().poll(cx) {
+                    Poll::Pending if may_leave && is_lost(cx) => Poll::Ready(Err(abandoned())),
+                    polled => polled,
+                })
+                .await
+            };
+            let now = clock::now_nanos();
+            let body = match answer {
                 Ok(response) => {
-                    endpoint.vitals.observe_latency(begun.elapsed(), self.worker.now_nanos());
-                    return Ok(self.receive(response, cookie));
+                    endpoint.vitals.observe_latency(Duration::from_nanos(now.saturating_sub(begun)), now);
+                    let well = !pool.retry.covers(Cause::Status(response.status()));
+                    judge(well, now);
+                    let response = self.receive(response, cookie);
+                    let again = again.clone().filter(|_| !well && left > 0);
+                    let Some(again) = again else { return Ok(response) };
+                    refused = Some(response);
+                    repetition = pool.repeat();
+                    if repetition.is_none() {
+                        break;
+                    }
+                    tried.push(index);
+                    Body::from(again)
                 }
                 Err(SendError { failure, unsent }) => {
+                    let cause = cause(failure.kind());
+                    // A stale connection says nothing about its VM.
+                    let stale = reused && failure.kind() == Kind::Reset;
+                    if failure.kind().side() == Side::Upstream && !(stale && leaves_fields) {
+                        judge(false, now);
+                    }
+                    let covered = stale || cause.is_some_and(|cause| pool.retry.covers(cause));
                     let untouched = unsent.is_some();
-                    let body = match unsent {
-                        Some(unsent) => Some(unsent),
-                        None if repeatable && failure.kind() == Kind::Reset => Some(Body::Empty),
-                        None => None,
-                    };
+                    let body = unsent.or_else(|| again.clone().filter(|_| covered).map(Body::from));
                     failed = Some(Failed { member, failure });
                     let Some(body) = body.filter(|_| may_repeat) else { break };
-                    outgoing.body = body;
-                    if let Some(copy) = copy {
-                        outgoing.headers = copy;
-                    }
-                    // A stale connection says nothing about its VM.
-                    if !(reused || untouched) {
+                    if !(stale || untouched) {
                         tried.push(index);
+                        repetition = pool.repeat();
+                        if repetition.is_none() {
+                            break;
+                        }
                     }
+                    body
                 }
+            };
+            outgoing.body = body;
+            if let Some(copy) = copy {
+                outgoing.headers = copy;
             }
         }
+        drop(repetition);
         if let Some(failed) = &failed {
             self.report(pool, failed, false);
         }
-        Err(self.give_up(pool, failed.map(|failed| failed.failure)))
+        match refused {
+            Some(response) => Ok(response),
+            None => Err(self.give_up(pool, failed.map(|failed| failed.failure))),
+        }
     }
 
     fn edits_cookies(&self) -> bool {
@@ -257,6 +321,49 @@ impl Forwarding<'_> {
             tracing::debug!(request_id, pool, backend, failure = kind, reason = %failure, "request failed");
         } else {
             tracing::warn!(request_id, pool, backend, failure = kind, reason = %failure, again, "backend failed");
+        }
+    }
+}
+
+/// What a pool's `retry.on` calls a failure; none: it is the client's.
+fn cause(kind: Kind) -> Option<Cause> {
+    match kind {
+        Kind::Resolve | Kind::Connect | Kind::ConnectTimeout | Kind::Tls => Some(Cause::Connect),
+        Kind::Reset | Kind::BadResponse | Kind::Truncated => Some(Cause::Reset),
+        Kind::HeadTimeout | Kind::BodyTimeout => Some(Cause::Timeout),
+        Kind::ClientGone | Kind::ClientBody | Kind::ClientBodyTimeout | Kind::ClientBodyTooLarge => None,
+    }
+}
+
+/// The VM was set aside while a request waited that may go elsewhere.
+fn abandoned() -> SendError {
+    let failure = Failure::because(Kind::HeadTimeout, "it answers no probe either");
+    SendError { failure, unsent: None }
+}
+
+/// Reads a short body, so that it can be sent twice; a long one, or one with trailers, cannot.
+async fn keep(body: Body) -> Result<(Body, Option<Bytes>), Failure> {
+    if body.size_hint().exact().is_none_or(|length| length > KEPT) {
+        return Ok((body, None));
+    }
+    let read = body.collect().await?;
+    if read.trailers().is_some() {
+        return Ok((Body::stream(read.map_err(|never| match never {})), None));
+    }
+    let bytes = read.to_bytes();
+    Ok((Body::from(bytes.clone()), Some(bytes)))
+}
+
+/// Says what live traffic has changed.
+fn announce(pool: &Pool, member: &Member, verdict: Verdict) {
+    let (pool, backend, address) = (&*pool.name, &*member.name, &member.endpoint.address);
+    match verdict {
+        Verdict::SetAside(time) => {
+            tracing::warn!(pool, backend, %address, ?time, "backend is set aside: its requests fail");
+        }
+        Verdict::Restored => tracing::info!(pool, backend, %address, "backend takes part again"),
+        Verdict::AllFail => {
+            tracing::error!(pool, backend, "every backend fails: those that were set aside take part again");
         }
     }
 }

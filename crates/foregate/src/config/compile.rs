@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use foregate_edge::Live;
 use foregate_routing::{
-    ActionSpec, Balance, HashOn, HostPattern, PathPattern, PoolId, PoolSpec, Rewrite, RouteSpec, SiteSpec,
-    Snapshot, SnapshotBuilder, When,
+    ActionSpec, HostPattern, PathPattern, PoolId, PoolSpec, Rewrite, RouteSpec, SiteSpec, Snapshot,
+    SnapshotBuilder, When,
 };
 use foregate_upstream::Transport;
 
@@ -192,14 +192,7 @@ impl Assembly<'_> {
         let Self { unknown, builder, transports, .. } = self;
         *unknown.get_or_insert_with(|| {
             transports.push(None);
-            builder.add_pool(PoolSpec {
-                name: "".into(),
-                balance: Balance::default(),
-                hash_on: HashOn::default(),
-                sticky: None,
-                health: None,
-                members: Vec::new(),
-            })
+            builder.add_pool(PoolSpec::new("", Vec::new()))
         })
     }
 

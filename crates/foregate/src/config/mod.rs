@@ -21,6 +21,7 @@ mod compile;
 mod decode;
 mod diagnostic;
 mod document;
+mod failing;
 mod health;
 mod host;
 mod http3;

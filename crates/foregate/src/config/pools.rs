@@ -7,6 +7,7 @@ use foregate_upstream::Protocol;
 
 use super::decode::{Table, Value};
 use super::diagnostic::{Problem, Problems};
+use super::failing::{self, OutlierLayer, RetryLayer};
 use super::health::HealthLayer;
 use super::inherit::{Layer, Said};
 use super::names::Named;
@@ -47,6 +48,8 @@ pub(super) struct PoolLayer {
     pub(super) tls: Said<PoolTlsLayer>,
     pub(super) timeouts: Said<TimeoutsLayer>,
     health: Said<HealthLayer>,
+    outlier: Said<OutlierLayer>,
+    retry: Said<RetryLayer>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -78,11 +81,13 @@ impl PoolLayer {
             tls: table.said("tls", PoolTlsLayer::read),
             timeouts: table.said("timeouts", TimeoutsLayer::read),
             health: table.said("health", HealthLayer::read),
+            outlier: table.said("outlier", OutlierLayer::read),
+            retry: table.said("retry", RetryLayer::read),
         };
         for key in ["send_proxy", "slow_start", "bandwidth"] {
             table.later(key, |value| value.is_word("off"));
         }
-        table.never_yet(&["agent", "outlier", "retry", "queue", "wake"]);
+        table.never_yet(&["agent", "queue", "wake"]);
         layer
     }
 }
@@ -152,6 +157,8 @@ impl PoolDraft {
                 .as_ref()
                 .value()
                 .and_then(|health| health.compile(self.name.place, problems)),
+            outlier: failing::outlier(&layer.outlier),
+            retry: failing::retry(&layer.retry),
             members: members.collect(),
         }
     }
@@ -298,6 +305,8 @@ impl Layer for PoolLayer {
             tls: self.tls.over(&below.tls),
             timeouts: self.timeouts.over(&below.timeouts),
             health: self.health.over(&below.health),
+            outlier: self.outlier.over(&below.outlier),
+            retry: self.retry.over(&below.retry),
         }
     }
 }

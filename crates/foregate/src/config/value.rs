@@ -72,6 +72,14 @@ pub(super) fn size(text: &str) -> Result<u64, Misfit> {
     number.checked_mul(bytes).ok_or_else(|| Misfit::new(format!("\"{text}\" is too much")))
 }
 
+/// A whole share of something: "0%" to "100%".
+pub(super) fn percent(text: &str) -> Result<u8, Misfit> {
+    let percent = number_and_unit(text).filter(|(number, unit)| *unit == "%" && *number <= 100);
+    percent.and_then(|(number, _)| u8::try_from(number).ok()).ok_or_else(|| {
+        misshapen(text, "a share", "write a whole number from 0 to 100 and a percent sign: \"50%\"")
+    })
+}
+
 fn number_and_unit(text: &str) -> Option<(u64, &str)> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at_checked(digits)?;
@@ -254,6 +262,15 @@ mod tests {
         assert_eq!(size("1TB"), Ok(1_000_000_000_000));
         for wrong in ["", "10", "MiB", "10mb", "10 bytes", "1.5MiB", "99999999999TiB"] {
             assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        assert_eq!(percent("0%"), Ok(0));
+        assert_eq!(percent("100%"), Ok(100));
+        for wrong in ["", "50", "%", "101%", "-1%", "0.5%", "half"] {
+            assert!(percent(wrong).is_err(), "{wrong}");
         }
     }
 

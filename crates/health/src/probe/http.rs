@@ -21,6 +21,7 @@ const MAX_BODY: usize = 64 * 1024;
 
 /// What is asked, and what answer is wanted.
 pub(super) struct Ask<'c> {
+    pub(super) method: Method,
     pub(super) path: &'c str,
     pub(super) status: &'c [RangeInclusive<u16>],
     /// `None` sends the endpoint's address.
@@ -120,7 +121,7 @@ impl<'c> HttpProbe<'c> {
             return Err(Unwell::Unaskable(format!("host \"{host}\"")));
         };
         let mut outgoing = Outgoing {
-            method: Method::GET,
+            method: self.ask.method.clone(),
             target,
             authority,
             headers: HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static("foregate-health"))]),

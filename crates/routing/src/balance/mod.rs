@@ -149,6 +149,8 @@ pub(crate) struct Candidates<'a> {
     pub(crate) slots: &'a [usize],
     /// Indices.
     pub(crate) tried: &'a [usize],
+    /// The time, where members that live traffic has set aside are passed over until theirs has come.
+    pub(crate) heeded: Option<u64>,
 }
 
 /// A member that may be picked now.
@@ -165,16 +167,15 @@ impl<'a> Candidates<'a> {
         self.slots.len()
     }
 
-    /// The candidate at this slot, if it is usable and was not tried.
+    /// The candidate at this slot, if it is usable, not set aside and was not tried.
     pub(crate) fn open(&self, slot: usize) -> Option<Candidate<'a>> {
         let index = *self.slots.get(slot)?;
         let member = self.members.get(index)?;
         let vitals = &member.endpoint.vitals;
-        (vitals.usable() && !self.tried.contains(&index)).then_some(Candidate {
-            slot,
-            weight: member.weight,
-            vitals,
-        })
+        let open = vitals.usable()
+            && self.heeded.is_none_or(|now| vitals.circuit.admits(now))
+            && !self.tried.contains(&index);
+        open.then_some(Candidate { slot, weight: member.weight, vitals })
     }
 
     /// All that are open, by slot.

@@ -110,16 +110,7 @@ mod tests {
     fn route(paths: &[&str], when: When, pool: usize) -> RouteSpec {
         // Ids are given by builders alone.
         let mut builder = SnapshotBuilder::new(None);
-        let pools = (0..=pool).map(|n| {
-            builder.add_pool(PoolSpec {
-                name: n.to_string().into(),
-                balance: Default::default(),
-                hash_on: Default::default(),
-                sticky: None,
-                health: None,
-                members: vec![],
-            })
-        });
+        let pools = (0..=pool).map(|n| builder.add_pool(PoolSpec::new(n.to_string(), Vec::new())));
         RouteSpec {
             name: paths.concat().into(),
             paths: paths.iter().map(|path| PathPattern::parse(path).unwrap()).collect(),

@@ -206,7 +206,7 @@ routes = [{ paths = "/a/", when = { client_cert = true }, queue_priority = 10 }]
 [pools.shop]
 backends = ["10.0.0.1:443", { address = "10.0.0.2:80", max_requests = 200 }]
 send_proxy = "v2"
-retry = { attempts = 2 }
+retry = { attempts = 2, hedge_after = "80ms" }
 health = { grpc = {} }
 "#;
     let told: Vec<String> = complaints(body)
@@ -228,7 +228,7 @@ health = { grpc = {} }
             "21:59 `sites.shop.routes[0].queue_priority` is not supported yet",
             "23:56 `pools.shop.backends[1].max_requests` is not supported yet",
             "24:1 `pools.shop.send_proxy` is not supported yet",
-            "25:1 `pools.shop.retry` is not supported yet",
+            "25:25 `pools.shop.retry.hedge_after` is not supported yet",
             "26:12 `pools.shop.health.grpc` is not supported yet",
         ]
     );

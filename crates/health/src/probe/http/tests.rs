@@ -12,7 +12,7 @@ use crate::testing::{Answer, Origin, body, status, transport, until};
 const PATIENT: Duration = Duration::from_secs(10);
 
 fn ask<'c>(status: &'c [RangeInclusive<u16>], contains: Option<&'c str>) -> Ask<'c> {
-    Ask { path: "/healthz?full=1", status, host: None, contains }
+    Ask { method: Method::GET, path: "/healthz?full=1", status, host: None, contains }
 }
 
 fn vm(address: SocketAddr) -> Arc<Endpoint> {

@@ -1,0 +1,16 @@
+//! The one clock of this process's balancers and circuits: what they keep is shared by all threads, so the times in it
+//! must count from one instant.
+
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// Nanoseconds since somebody first asked.
+#[must_use]
+pub fn now_nanos() -> u64 {
+    u64::try_from(origin().elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn origin() -> Instant {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    *ORIGIN.get_or_init(Instant::now)
+}

@@ -1,0 +1,124 @@
+//! `outlier` and `retry` of a pool: what follows when requests to its VMs fail.
+
+use std::time::Duration;
+
+use foregate_routing::{Cause, Outlier, Retry};
+use http::StatusCode;
+
+use super::decode::Value;
+use super::inherit::{Layer, Said};
+use super::value;
+
+/// One layer of `outlier`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OutlierLayer {
+    consecutive_failures: Option<u32>,
+    eject: Option<Duration>,
+    max_ejected: Option<u8>,
+    probe_after: Said<Duration>,
+}
+
+impl OutlierLayer {
+    pub(super) fn read(value: &Value<'_>) -> Option<OutlierLayer> {
+        let table =
+            value.table_or("\"off\" or a table such as { consecutive_failures = 5, eject = \"30s\" }")?;
+        let layer = OutlierLayer {
+            consecutive_failures: table.read("consecutive_failures", |value| {
+                value.number(1, 1_000_000, "a number from 1 to 1000000")
+            }),
+            eject: table.read("eject", Value::duration),
+            max_ejected: table.read("max_ejected", percent),
+            probe_after: table.said("probe_after", Value::duration),
+        };
+        table.finish();
+        Some(layer)
+    }
+
+    fn compile(self) -> Outlier {
+        let usual = Outlier::default();
+        Outlier {
+            consecutive_failures: self.consecutive_failures.unwrap_or(usual.consecutive_failures),
+            eject: self.eject.unwrap_or(usual.eject),
+            max_ejected: self.max_ejected.unwrap_or(usual.max_ejected),
+            probe_after: self.probe_after.value_or(usual.probe_after),
+        }
+    }
+}
+
+/// What a pool does after all layers.
+pub(super) fn outlier(said: &Said<OutlierLayer>) -> Option<Outlier> {
+    said.clone().value_or(Some(OutlierLayer::default())).map(OutlierLayer::compile)
+}
+
+impl Layer for OutlierLayer {
+    fn over(self, below: &OutlierLayer) -> OutlierLayer {
+        OutlierLayer {
+            consecutive_failures: self.consecutive_failures.or(below.consecutive_failures),
+            eject: self.eject.or(below.eject),
+            max_ejected: self.max_ejected.or(below.max_ejected),
+            probe_after: self.probe_after.or(below.probe_after.clone()),
+        }
+    }
+}
+
+/// One layer of `retry`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RetryLayer {
+    attempts: Option<u32>,
+    on: Option<Vec<Cause>>,
+    budget: Said<u8>,
+}
+
+impl RetryLayer {
+    pub(super) fn read(value: &Value<'_>) -> Option<RetryLayer> {
+        let causes = [
+            ("connect", Cause::Connect),
+            ("reset", Cause::Reset),
+            ("timeout", Cause::Timeout),
+            ("502", Cause::Status(StatusCode::BAD_GATEWAY)),
+            ("503", Cause::Status(StatusCode::SERVICE_UNAVAILABLE)),
+            ("504", Cause::Status(StatusCode::GATEWAY_TIMEOUT)),
+        ];
+        let table =
+            value.table_or("\"off\" or a table such as { attempts = 2, on = [\"connect\", \"reset\"] }")?;
+        let layer = RetryLayer {
+            attempts: table.read("attempts", |value| value.number(0, 10, "a number from 0 to 10")),
+            on: table.read("on", |value| value.at_least_one(|one| one.one_of(&causes))),
+            budget: table.said("budget", percent),
+        };
+        table.later("hedge_after", |value| value.is_word("off"));
+        table.finish();
+        Some(layer)
+    }
+
+    fn compile(self) -> Retry {
+        let usual = Retry::default();
+        Retry {
+            attempts: self.attempts.unwrap_or(usual.attempts),
+            on: self.on.map_or(usual.on, Box::from),
+            budget: self.budget.value_or(usual.budget),
+        }
+    }
+}
+
+/// What a pool does after all layers.
+pub(super) fn retry(said: &Said<RetryLayer>) -> Retry {
+    match said.clone().value_or(Some(RetryLayer::default())) {
+        Some(layer) => layer.compile(),
+        None => Retry { attempts: 0, ..Retry::default() },
+    }
+}
+
+impl Layer for RetryLayer {
+    fn over(self, below: &RetryLayer) -> RetryLayer {
+        RetryLayer {
+            attempts: self.attempts.or(below.attempts),
+            on: self.on.or_else(|| below.on.clone()),
+            budget: self.budget.or(below.budget.clone()),
+        }
+    }
+}
+
+fn percent(value: &Value<'_>) -> Option<u8> {
+    value.parse("a share such as \"50%\"", value::percent).map(|percent| percent.value)
+}

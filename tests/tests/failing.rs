@@ -1,0 +1,358 @@
+//! VMs whose requests fail: who is set aside and comes back, what is made again elsewhere, and what is not.
+// Test code: a broken precondition should stop the test where it stands.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use foregate_tests::{
+    Body, Client, Fields, Gateway, Origin, Version, closed_port, digest_of, eventually, eventually_async,
+    gateway, get, origin, post, put, raw,
+};
+use tokio::sync::Notify;
+
+/// What a VM does while it is ill.
+#[derive(Clone, Copy)]
+enum Illness {
+    BreaksOff,
+    Answers(u16),
+    IsSilent,
+}
+
+/// A VM that can fall ill.
+struct Vm {
+    origin: Origin,
+    ill: Arc<AtomicBool>,
+}
+
+impl Vm {
+    async fn start(name: &str, illness: Illness) -> Vm {
+        let ill = Arc::new(AtomicBool::new(true));
+        let flag = ill.clone();
+        let origin = origin().named(name).on("/", move |call| {
+            let ill = flag.load(Ordering::SeqCst);
+            Box::pin(async move {
+                let _ = call.drain().await;
+                match illness {
+                    _ if !ill => call.greet().await,
+                    Illness::BreaksOff => call.die(),
+                    Illness::Answers(status) => call.reply(status, &Fields::new(), "I am ill").await,
+                    Illness::IsSilent => call.gone().await,
+                }
+            })
+        });
+        Vm { origin: origin.start().await, ill }
+    }
+
+    fn heal(&self) {
+        self.ill.store(false, Ordering::SeqCst);
+    }
+
+    fn fall_ill(&self) {
+        self.ill.store(true, Ordering::SeqCst);
+    }
+
+    fn address(&self) -> String {
+        self.origin.address()
+    }
+}
+
+async fn with(keys: &str, backends: &[String]) -> Gateway {
+    let text =
+        format!("[sites.\"shop.test\"]\npool = \"vms\"\n[pools.vms]\nbackends = {backends:?}\n{keys}\n");
+    gateway().named(&["shop.test"]).toml(&text).start().await
+}
+
+async fn answers(client: &Client, vm: &str) {
+    let reply = client.send(&get("/")).await.unwrap();
+    assert_eq!((reply.status, reply.vm()), (200, vm), "{}", reply.text());
+}
+
+async fn said(gw: &Gateway, words: &[&str]) {
+    eventually(&format!("{words:?} in the log"), || gw.log().having(words).pop()).await;
+}
+
+/// Nobody probes here: requests alone tell.
+#[tokio::test]
+async fn who_breaks_off_is_set_aside_and_comes_back_by_a_trial() {
+    for version in Version::ALL {
+        let (a, b) = (Vm::start("a", Illness::BreaksOff).await, origin().named("b").start().await);
+        let gw = with("outlier = { eject = \"1s\" }", &[a.address(), b.address()]).await;
+        let client = gw.client(version, "shop.test").await;
+        // Every other request meets the VM that is ill, and is made again.
+        for _ in 0..12 {
+            answers(&client, "b").await;
+        }
+        assert_eq!(a.origin.requests().len(), 5, "{version:?}");
+        said(&gw, &["is set aside", &a.address(), "time=1s"]).await;
+
+        a.heal();
+        eventually_async("both VMs answer", || async {
+            let (one, two) = (client.send(&get("/")).await.unwrap(), client.send(&get("/")).await.unwrap());
+            assert_eq!((one.status, two.status), (200, 200), "{version:?}");
+            (one.vm() != two.vm()).then_some(())
+        })
+        .await;
+        said(&gw, &["takes part again", &a.address()]).await;
+        gw.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn who_fails_its_trial_stays_away_for_twice_as_long() {
+    let (a, b) = (Vm::start("a", Illness::BreaksOff).await, origin().named("b").start().await);
+    let gw =
+        with("outlier = { eject = \"200ms\", consecutive_failures = 1 }", &[a.address(), b.address()]).await;
+    let client = gw.client(Version::H2, "shop.test").await;
+    for time in ["200ms", "400ms", "800ms"] {
+        eventually_async("it is set aside", || async {
+            answers(&client, "b").await;
+            gw.log().having(&["is set aside", &format!("time={time}")]).pop()
+        })
+        .await;
+    }
+    gw.stop().await;
+}
+
+/// Clients do not pay for the dials.
+#[tokio::test]
+async fn who_refuses_is_soon_not_asked_any_more() {
+    for version in Version::ALL {
+        let (closed, b) = (closed_port(), origin().named("b").start().await);
+        let refusing = format!("127.0.0.1:{}", closed.port);
+        let gw = with("", &[refusing.clone(), b.address()]).await;
+        let client = gw.client(version, "shop.test").await;
+        for _ in 0..30 {
+            assert_eq!(client.send(&post("/", "x")).await.unwrap().status, 200, "{version:?}");
+        }
+        said(&gw, &["is set aside", &refusing]).await;
+        assert_eq!(gw.log().having(&["backend failed", &refusing]).len(), 5, "{version:?}");
+        gw.stop().await;
+    }
+}
+
+/// An answer that is none.
+#[tokio::test]
+async fn garbage_is_a_failure_too() {
+    for version in Version::ALL {
+        let (a, b) = (raw("SSH-2.0-nonsense\r\n\r\n", true).await, origin().named("b").start().await);
+        let gw = with("outlier = { consecutive_failures = 2 }", &[a.address(), b.address()]).await;
+        let client = gw.client(version, "shop.test").await;
+        for _ in 0..8 {
+            answers(&client, "b").await;
+        }
+        assert_eq!(a.received().iter().filter(|request| !request.is_empty()).count(), 2, "{version:?}");
+        gw.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn statuses_are_made_again_elsewhere_where_that_is_asked_for() {
+    for version in Version::ALL {
+        let (a, b) = (Vm::start("a", Illness::Answers(503)).await, origin().named("b").start().await);
+        let keys = "balance = \"first\"\nretry = { on = [\"connect\", \"503\"] }\noutlier = { consecutive_failures = 3 }";
+        let gw = with(keys, &[a.address(), b.address()]).await;
+        let client = gw.client(version, "shop.test").await;
+        // What may have had its effect is not repeated: the answer is the VM's own.
+        let reply = client.send(&post("/", "x")).await.unwrap();
+        assert_eq!((reply.status, reply.vm(), reply.text().as_str()), (503, "a", "I am ill"), "{version:?}");
+        answers(&client, "b").await;
+        answers(&client, "b").await;
+        assert_eq!(a.origin.requests().len(), 3, "{version:?}");
+        // That was the third.
+        assert_eq!(client.send(&post("/", "x")).await.unwrap().vm(), "b", "{version:?}");
+        gw.stop().await;
+    }
+}
+
+/// A VM's own words are better than ours.
+#[tokio::test]
+async fn where_nobody_does_better_the_first_answer_counts() {
+    for version in Version::ALL {
+        let closed = closed_port();
+        let a = Vm::start("a", Illness::Answers(502)).await;
+        for backends in [vec![a.address()], vec![a.address(), format!("127.0.0.1:{}", closed.port)]] {
+            let gw = with("balance = \"first\"\nretry = { on = [\"connect\", \"502\"] }", &backends).await;
+            let reply = gw.request(version, get("/")).await;
+            assert_eq!((reply.status, reply.text().as_str()), (502, "I am ill"), "{version:?}");
+            gw.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn silence_is_made_again_elsewhere_where_that_is_asked_for() {
+    for version in Version::ALL {
+        for (on, status) in [("[\"timeout\"]", 200), ("[\"reset\"]", 504)] {
+            let (a, b) = (Vm::start("a", Illness::IsSilent).await, origin().named("b").start().await);
+            let keys = format!(
+                "balance = \"first\"\nretry = {{ on = {on} }}\n[defaults.sites]\ntimeouts = {{ response = \"300ms\" }}"
+            );
+            let gw = with(&keys, &[a.address(), b.address()]).await;
+            let begun = Instant::now();
+            assert_eq!(gw.request(version, get("/")).await.status, status, "{version:?}");
+            assert!(begun.elapsed() >= Duration::from_millis(300));
+            // A request that is not idempotent may be what keeps it busy.
+            assert_eq!(gw.request(version, post("/", "x")).await.status, 504, "{version:?}");
+            gw.stop().await;
+        }
+    }
+}
+
+/// A VM that hangs is found out long before a time-out, and who waits there may leave.
+#[tokio::test]
+async fn who_answers_neither_requests_nor_a_probe_is_set_aside() {
+    for version in Version::ALL {
+        let (a, b) = (Vm::start("a", Illness::IsSilent).await, origin().named("b").start().await);
+        let keys =
+            "balance = \"first\"\nretry = { on = [\"timeout\"] }\noutlier = { probe_after = \"300ms\" }";
+        let gw = with(keys, &[a.address(), b.address()]).await;
+        let begun = Instant::now();
+        let client = gw.client(version, "shop.test").await;
+        answers(&client, "b").await;
+        // The probe takes two seconds, and waiting requests are looked after four times a second.
+        let took = begun.elapsed();
+        assert!(
+            (Duration::from_millis(2300)..Duration::from_secs(8)).contains(&took),
+            "{version:?}: {took:?}"
+        );
+        said(&gw, &["is set aside: it answers neither", &a.address(), "reason=no answer within 2s"]).await;
+        a.origin.forget();
+        for _ in 0..5 {
+            answers(&client, "b").await;
+        }
+        assert!(a.origin.requests().is_empty(), "{version:?}");
+        gw.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn who_is_slow_but_alive_is_not() {
+    for version in Version::ALL {
+        let a = origin().named("a").on("/report", |call| {
+            Box::pin(async move {
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+                call.greet().await;
+            })
+        });
+        let a = a.start().await;
+        let b = origin().named("b").start().await;
+        let keys =
+            "balance = \"first\"\nretry = { on = [\"timeout\"] }\noutlier = { probe_after = \"200ms\" }";
+        let gw = with(keys, &[a.address(), b.address()]).await;
+        let reply = gw.request(version, get("/report")).await;
+        assert_eq!((reply.status, reply.vm()), (200, "a"), "{version:?}");
+        let probe = a.saw("a probe", |request| request.method == "HEAD").await;
+        assert_eq!((probe.target.as_str(), probe.host.clone()), ("/", a.address()), "{version:?}");
+        assert!(gw.log().having(&["set aside"]).is_empty(), "{version:?}");
+        gw.stop().await;
+    }
+}
+
+/// RFC 9110, section 9.2.2: PUT may be repeated, if its body is still at hand.
+#[tokio::test]
+async fn a_short_body_is_sent_again_and_a_long_one_is_not() {
+    for version in Version::ALL {
+        let (a, b) = (Vm::start("a", Illness::BreaksOff).await, origin().named("b").start().await);
+        let gw = with("balance = \"first\"\noutlier = \"off\"", &[a.address(), b.address()]).await;
+        for (length, status) in [(0, 200), (1, 200), (16 * 1024, 200), (16 * 1024 + 1, 502)] {
+            b.forget();
+            let reply = gw.request(version, put("/", "").body(Body::Pattern(length))).await;
+            assert_eq!(reply.status, status, "{version:?} {length}");
+            if status == 200 {
+                assert_eq!(b.only().digest, digest_of(length), "{version:?} {length}");
+            }
+        }
+        gw.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn where_retries_are_off_the_first_failure_is_the_answer() {
+    for version in Version::ALL {
+        let (closed, b) = (closed_port(), origin().named("b").start().await);
+        for retry in ["\"off\"", "{ attempts = 0 }", "{ on = \"reset\" }"] {
+            let backends = [format!("127.0.0.1:{}", closed.port), b.address()];
+            let gw = with(&format!("balance = \"first\"\nretry = {retry}"), &backends).await;
+            assert_eq!(gw.request(version, get("/")).await.status, 502, "{version:?} {retry}");
+            gw.stop().await;
+        }
+    }
+}
+
+/// A pool that is in trouble is not given the same work again and again.
+#[tokio::test]
+async fn repetitions_are_a_share_of_what_is_under_way() {
+    const REQUESTS: usize = 30;
+    for version in Version::ALL {
+        let a = Vm::start("a", Illness::BreaksOff).await;
+        let release = Arc::new(Notify::new());
+        let held = release.clone();
+        let b = origin().named("b").on("/", move |call| {
+            let held = held.clone();
+            Box::pin(async move {
+                held.notified().await;
+                call.greet().await;
+            })
+        });
+        let b = b.start().await;
+        let keys = "balance = \"first\"\noutlier = \"off\"\nretry = { budget = \"10%\" }";
+        let gw = with(keys, &[a.address(), b.address()]).await;
+        let client = Arc::new(gw.client(version, "shop.test").await);
+        let tasks: Vec<_> = (0..REQUESTS)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.send(&get("/")).await.unwrap().status })
+            })
+            .collect();
+        // A tenth of thirty are three.
+        eventually("all others are answered", || {
+            (tasks.iter().filter(|task| task.is_finished()).count() == REQUESTS - 3).then_some(())
+        })
+        .await;
+        assert_eq!(b.requests().len(), 3, "{version:?}");
+        for _ in 0..3 {
+            release.notify_one();
+        }
+        let mut statuses = Vec::new();
+        for task in tasks {
+            statuses.push(task.await.unwrap());
+        }
+        statuses.sort_unstable();
+        assert_eq!(statuses, [vec![200; 3], vec![502; REQUESTS - 3]].concat(), "{version:?}");
+        gw.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn where_all_fail_all_are_tried() {
+    let (a, b) = (Vm::start("a", Illness::BreaksOff).await, Vm::start("b", Illness::BreaksOff).await);
+    let gw = with("outlier = { consecutive_failures = 2 }", &[a.address(), b.address()]).await;
+    let client = gw.client(Version::H1, "shop.test").await;
+    eventually_async("it is said", || async {
+        assert_eq!(client.send(&get("/")).await.unwrap().status, 502);
+        gw.log().having(&["every backend fails", "pool=\"vms\""]).pop()
+    })
+    .await;
+    // Whoever is well first serves.
+    b.heal();
+    eventually_async("b answers", || async {
+        (client.send(&get("/")).await.unwrap().vm() == "b").then_some(())
+    })
+    .await;
+    for _ in 0..10 {
+        answers(&client, "b").await;
+    }
+    b.fall_ill();
+    a.heal();
+    eventually_async("a answers", || async {
+        (client.send(&get("/")).await.unwrap().vm() == "a").then_some(())
+    })
+    .await;
+    gw.stop().await;
+}
