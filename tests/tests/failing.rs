@@ -119,6 +119,27 @@ async fn who_fails_its_trial_stays_away_for_twice_as_long() {
     gw.stop().await;
 }
 
+/// A VM that is restarted is back sooner than it was to be set aside, and probes see that.
+#[tokio::test]
+async fn a_probe_that_goes_well_has_a_vm_tried_at_once() {
+    let (mut a, b) = (origin().named("a").start().await, origin().named("b").start().await);
+    let keys = "balance = \"first\"\nhealth = { tcp = {}, interval = \"500ms\", fall = 100 }";
+    let gw = with(keys, &[a.address(), b.address()]).await;
+    let client = gw.client(Version::H2, "shop.test").await;
+    answers(&client, "a").await;
+    a.down().await;
+    for _ in 0..6 {
+        answers(&client, "b").await;
+    }
+    said(&gw, &["is set aside", "time=30s"]).await;
+    a.up().await;
+    eventually_async("a answers", || async {
+        (client.send(&get("/")).await.unwrap().vm() == "a").then_some(())
+    })
+    .await;
+    gw.stop().await;
+}
+
 /// Clients do not pay for the dials.
 #[tokio::test]
 async fn who_refuses_is_soon_not_asked_any_more() {

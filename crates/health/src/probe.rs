@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{Method, StatusCode};
-use foregate_exchange::Failure;
+use foregate_exchange::{Failure, clock};
 use foregate_routing::{Endpoint, HealthCheck, Probe, State};
 use foregate_upstream::Transport;
 use tokio::time::{Instant, sleep};
@@ -85,6 +85,9 @@ async fn attend(
     loop {
         let begun = Instant::now();
         let found = probe().await;
+        if found.is_ok() {
+            endpoint.vitals.probed_well(clock::now_nanos());
+        }
         let change = streak.judge(endpoint.vitals.state(), found.is_ok());
         match (&found, change) {
             (Ok(()), Some(state)) if streak.length() < 2 => {

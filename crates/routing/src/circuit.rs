@@ -147,6 +147,17 @@ impl Circuit {
         open
     }
 
+    /// A probe went well. Whoever was set aside for the first time, as one is that was just restarted, is tried at once; who
+    /// has failed its trial then waits its time, for probes may succeed where requests do not.
+    pub(crate) fn hasten(&self, now: u64) {
+        let until = self.until.load(Ordering::Relaxed);
+        if until > now && self.ejections.load(Ordering::Relaxed) == 1 {
+            // Unless something else has just happened.
+            let due = now.max(1);
+            _ = self.until.compare_exchange(until, due, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
     /// Something else has found the VM well: what was before is over.
     pub(crate) fn forget(&self) {
         for counter in [&self.failures, &self.ejections] {
@@ -226,6 +237,19 @@ mod tests {
             assert!(circuit.fail(Entry::Trial, 5));
         }
         assert_eq!(aside, [30, 60, 120, 240, 480, 480, 480]);
+    }
+
+    #[test]
+    fn a_probe_that_goes_well_hastens_the_first_trial_alone() {
+        let circuit = Circuit::default();
+        circuit.hasten(SECOND);
+        assert!(circuit.is_closed());
+        circuit.open(SECOND, EJECT);
+        circuit.hasten(3 * SECOND);
+        assert_eq!(circuit.enter(3 * SECOND, EJECT), Some(Entry::Trial));
+        circuit.open(4 * SECOND, EJECT);
+        circuit.hasten(5 * SECOND);
+        assert_eq!(circuit.enter(6 * SECOND, EJECT), None);
     }
 
     #[test]

@@ -128,6 +128,11 @@ impl Vitals {
         self.doubted.store(false, Ordering::Relaxed);
     }
 
+    /// A probe went well, whatever the state.
+    pub fn probed_well(&self, now_nanos: u64) {
+        self.circuit.hasten(now_nanos);
+    }
+
     /// Requests being served there now, by all workers, under all snapshots.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
