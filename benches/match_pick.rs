@@ -23,6 +23,7 @@ fn pool(balance: Balance, members: u8) -> PoolSpec {
         address: Address::Ip(([10, 0, 0, n], 8080).into()),
         weight: 1 + u32::from(n % 3),
         tier: 0,
+        max_requests: None,
     };
     PoolSpec { balance, ..PoolSpec::new(balance.to_string(), (0..members).map(member).collect()) }
 }

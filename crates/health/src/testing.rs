@@ -134,6 +134,7 @@ pub(crate) fn pool(name: &str, health: Option<HealthCheck>, addresses: &[SocketA
         address: Address::Ip(*address),
         weight: 1,
         tier: 0,
+        max_requests: None,
     };
     PoolSpec { health, ..PoolSpec::new(name, addresses.iter().enumerate().map(member).collect()) }
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::circuit::{Circuit, Mark};
+use crate::queue::Queue;
 
 /// Where a VM listens. Displayed as in a configuration: `10.0.0.1:80`, `vm.lan:80`, `unix:/run/x.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -42,15 +43,21 @@ pub struct Endpoint {
     pub pool: Arc<str>,
     pub address: Address,
     pub vitals: Vitals,
+    /// Its pool's; whoever waits there is called when a request ends here.
+    pub(crate) queue: Arc<Queue>,
 }
 
 impl Endpoint {
     /// A new identity. Snapshots make their endpoints themselves; this is for forwards without a pool of
     /// their own, and for tests.
     pub fn new(pool: Arc<str>, address: Address) -> Arc<Endpoint> {
+        Endpoint::of(pool, address, Arc::default())
+    }
+
+    pub(crate) fn of(pool: Arc<str>, address: Address, queue: Arc<Queue>) -> Arc<Endpoint> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Endpoint { id, pool, address, vitals: Vitals::default() })
+        Arc::new(Endpoint { id, pool, address, vitals: Vitals::default(), queue })
     }
 }
 
@@ -66,7 +73,8 @@ pub enum State {
 }
 
 /// What is known of an endpoint now. All of it atomics, read and written by every worker. Every order is
-/// relaxed: no other memory hangs on these values, and a balancer may be a few nanoseconds behind.
+/// relaxed, but that of the requests in flight, which a queue waits for: no other memory hangs on these values, and a
+/// balancer may be a few nanoseconds behind.
 #[derive(Debug, Default)]
 pub struct Vitals {
     state: AtomicU8,
@@ -135,7 +143,7 @@ impl Vitals {
 
     /// Requests being served there now, by all workers, under all snapshots.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        self.in_flight.load(Ordering::SeqCst)
     }
 
     /// Takes in the time from the last byte of a request to the head of its response. A slower sample than
@@ -192,7 +200,7 @@ pub struct InFlight {
 impl InFlight {
     /// Counts one more request at `endpoint`. A [`Pick`](crate::Pick) brings its own.
     pub fn begin(endpoint: &Arc<Endpoint>) -> InFlight {
-        endpoint.vitals.in_flight.fetch_add(1, Ordering::Relaxed);
+        endpoint.vitals.in_flight.fetch_add(1, Ordering::SeqCst);
         InFlight { endpoint: Arc::clone(endpoint) }
     }
 
@@ -203,7 +211,9 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.endpoint.vitals.in_flight.fetch_sub(1, Ordering::Relaxed);
+        // Who comes to the queue counts these afterwards, and this looks into the queue afterwards: one sees the other.
+        self.endpoint.vitals.in_flight.fetch_sub(1, Ordering::SeqCst);
+        self.endpoint.queue.call();
     }
 }
 

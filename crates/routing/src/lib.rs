@@ -19,6 +19,7 @@ mod path;
 mod pool;
 mod publish;
 mod query;
+mod queue;
 mod retry;
 mod route;
 mod site;
@@ -34,6 +35,7 @@ pub use host::{HostError, HostPattern, normalise_host};
 pub use path::{PathError, PathPattern, normalise_path};
 pub use pool::{HashOn, HealthCheck, Member, MemberSpec, Pick, Pool, PoolSpec, Probe, Sticky, Verdict};
 pub use publish::{Held, Publisher, Reader};
+pub use queue::{QueueSpec, Waiting};
 pub use retry::{Cause, Repetition, Retry};
 pub use route::{
     Action, ActionSpec, Captures, HeaderEdit, Matched, NotMatched, Policy, RequestView, Respond, Rewrite,

@@ -14,6 +14,7 @@ use crate::balance::{Balance, Balancer, Candidates, Occasion};
 use crate::circuit::{Entry, Outlier};
 use crate::dice::{Purpose, digest};
 use crate::endpoint::{Address, Endpoint, InFlight};
+use crate::queue::{Queue, QueueSpec, Waiting};
 use crate::retry::{Repeating, Retry};
 use crate::route::RequestView;
 use crate::snapshot::PoolId;
@@ -35,6 +36,7 @@ pub struct PoolSpec {
     /// None: whatever fails, nobody is set aside for it.
     pub outlier: Option<Outlier>,
     pub retry: Retry,
+    pub queue: QueueSpec,
     pub members: Vec<MemberSpec>,
 }
 
@@ -49,6 +51,7 @@ impl PoolSpec {
             health: None,
             outlier: Some(Outlier::default()),
             retry: Retry::default(),
+            queue: QueueSpec::default(),
             members,
         }
     }
@@ -64,6 +67,8 @@ pub struct MemberSpec {
     pub weight: u32,
     /// Tier 1 serves when no member of tier 0 can, and so on.
     pub tier: u32,
+    /// So many requests at a time; none: as many as come.
+    pub max_requests: Option<u32>,
 }
 
 /// What of a request decides, for [`Balance::Hash`]. A request without the named thing goes by its client's
@@ -122,6 +127,7 @@ pub struct Member {
     pub name: Box<str>,
     pub weight: u32,
     pub tier: u32,
+    pub max_requests: Option<u32>,
 }
 
 /// The VMs that share some work.
@@ -131,6 +137,9 @@ pub struct Pool {
     pub id: PoolId,
     pub health: Option<HealthCheck>,
     pub retry: Retry,
+    /// How many requests wait while all members have as many as they take, and for how long.
+    pub queue: QueueSpec,
+    line: Arc<Queue>,
     outlier: Option<Outlier>,
     repeating: Repeating,
     hash_on: HashOn,
@@ -182,19 +191,34 @@ impl Pool {
             .flat_map(|previous| &previous.members)
             .map(|member| (member.endpoint.address.clone(), Arc::clone(&member.endpoint)))
             .collect();
+        let line = previous.map(|previous| Arc::clone(&previous.line)).unwrap_or_default();
         let member = |spec: MemberSpec| {
-            let MemberSpec { name: member, address, weight, tier } = spec;
-            let endpoint = endpoints
-                .entry(address)
-                .or_insert_with_key(|address| Endpoint::new(Arc::clone(&name), address.clone()));
-            Member { endpoint: Arc::clone(endpoint), name: member, weight, tier }
+            let MemberSpec { name: member, address, weight, tier, max_requests } = spec;
+            let endpoint = endpoints.entry(address).or_insert_with_key(|address| {
+                Endpoint::of(Arc::clone(&name), address.clone(), Arc::clone(&line))
+            });
+            Member { endpoint: Arc::clone(endpoint), name: member, weight, tier, max_requests }
         };
         let members: Box<[Member]> = spec.members.into_iter().map(member).collect();
         let tiers = tiers(&members, spec.balance, previous);
         let sticky = spec.sticky.and_then(|sticky| StickyCookie::new(&name, &sticky, &members));
-        let PoolSpec { balance, hash_on, health, outlier, retry, .. } = spec;
+        let PoolSpec { balance, hash_on, health, outlier, retry, queue, .. } = spec;
         let repeating = Repeating::default();
-        Pool { name, id, health, retry, outlier, repeating, hash_on, members, tiers, sticky, balance }
+        Pool {
+            name,
+            id,
+            health,
+            retry,
+            queue,
+            line,
+            outlier,
+            repeating,
+            hash_on,
+            members,
+            tiers,
+            sticky,
+            balance,
+        }
     }
 
     /// What stands where a pool should be and is none: it has no members, so a request for it is answered
@@ -239,7 +263,7 @@ impl Pool {
     /// `now_nanos` the clock of [`Vitals::observe_latency`](crate::Vitals::observe_latency).
     pub fn pick(&self, key: u64, tried: &[usize], dice: u64, now_nanos: u64) -> Option<Pick<'_>> {
         let occasion = Occasion { key, dice, now_nanos };
-        // Each time somebody else has taken the trial of the one that was chosen: it is closed to all others now.
+        // Each time somebody else has taken what there was of the one that was chosen, which is passed over then.
         for _ in 0..=self.members.len() {
             let Some(index) = self.choose(tried, occasion, self.outlier.as_ref().map(|_| now_nanos)) else {
                 break;
@@ -265,7 +289,8 @@ impl Pool {
     /// and a weight of zero do not matter: they are about new work.
     pub fn pick_sticky(&self, headers: &HeaderMap, tried: &[usize], now_nanos: u64) -> Option<Pick<'_>> {
         let index = self.sticky.as_ref()?.named(headers)?;
-        let open = self.members.get(index)?.endpoint.vitals.usable() && !tried.contains(&index);
+        let member = self.members.get(index)?;
+        let open = member.endpoint.vitals.usable() && member.has_room() && !tried.contains(&index);
         open.then(|| self.begin(index, now_nanos))?
     }
 
@@ -278,6 +303,27 @@ impl Pool {
         }
         let [open, sealed] = sticky.set.get(member)?;
         Some(if secure { sealed } else { open }.clone())
+    }
+
+    /// A place in the line for a VM; none: too many wait already. Whoever [is first](Waiting::is_first) asks
+    /// [`pick`](Pool::pick) once more before waiting.
+    pub fn enter_queue(&self, priority: i32) -> Option<Waiting> {
+        self.line.enter(self.queue.length, priority)
+    }
+
+    /// Whether others wait, who came before.
+    pub fn others_wait(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// Whether nobody could be picked only because some members have as many requests as they take.
+    pub fn is_busy(&self, tried: &[usize], now_nanos: u64) -> bool {
+        let all = self.members.iter().enumerate().filter(|(index, member)| {
+            let vitals = &member.endpoint.vitals;
+            let heeded = self.outlier.is_none() || vitals.circuit.admits(now_nanos);
+            member.weight > 0 && vitals.usable() && heeded && !tried.contains(index)
+        });
+        all.map(|(_, member)| member).any(|member| !member.has_room())
     }
 
     /// Whether a request could be served now, as far as probes know.
@@ -298,7 +344,17 @@ impl Pool {
 
     fn begin_as(&self, index: usize, entry: Entry) -> Option<Pick<'_>> {
         let member = self.members.get(index)?;
-        Some(Pick { member, index, entry, in_flight: InFlight::begin(&member.endpoint) })
+        let in_flight = InFlight::begin(&member.endpoint);
+        // Two may have seen the last room.
+        let fits = member.max_requests.is_none_or(|most| member.endpoint.vitals.in_flight() <= most);
+        fits.then_some(Pick { member, index, entry, in_flight })
+    }
+}
+
+impl Member {
+    /// Whether it takes one more request.
+    pub(crate) fn has_room(&self) -> bool {
+        self.max_requests.is_none_or(|most| self.endpoint.vitals.in_flight() < most)
     }
 }
 

@@ -200,6 +200,7 @@ mod tests {
             address: Address::Ip(address.parse().unwrap()),
             weight: 1,
             tier: 0,
+            max_requests: None,
         };
         PoolSpec::new(name, addresses.iter().map(member).collect())
     }

@@ -20,6 +20,7 @@ use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Interim, edit};
 use crate::answer::Answer;
@@ -28,6 +29,8 @@ use crate::worker::{Prepared, Worker};
 
 /// A body up to this length is kept, so that its request can be made again.
 const KEPT: u64 = 16 * 1024;
+/// How often a request that waits for a VM looks by itself: a VM that comes up calls nobody.
+const LOOK: Duration = Duration::from_millis(250);
 /// Seconds after which a client may hope for a VM again.
 const RETRY_AFTER: u64 = 5;
 
@@ -70,7 +73,7 @@ impl Forwarding<'_> {
         let ask_trailers = self.takes_trailers && headers.contains_key(TE);
         // The body a repetition would have, where one may follow (RFC 9110, section 9.2.2).
         let (body, again) = match self.method.is_idempotent() && pool.retry.attempts > 0 {
-            true => keep(body).await.map_err(|failure| self.give_up(pool, Some(failure)))?,
+            true => keep(body).await.map_err(|failure| self.give_up(failure))?,
             false => (body, None),
         };
         // Which VM a client belongs to is between it and us, whatever the VMs get to see of its cookies.
@@ -94,13 +97,17 @@ impl Forwarding<'_> {
         // What the client gets if no other VM does better.
         let mut refused: Option<Response<Body>> = None;
         let mut repetition: Option<Repetition<'_>> = None;
+        let mut without = Without::Usable;
         for left in (0..=pool.retry.attempts).rev() {
-            let now = clock::now_nanos();
             let carried = cookies.as_ref().unwrap_or(&outgoing.headers);
-            let pick = pool
-                .pick_sticky(carried, &tried, now)
-                .or_else(|| pool.pick(key, &tried, self.worker.roll(), now));
-            let Some(Pick { member, index, entry, in_flight }) = pick else { break };
+            let Pick { member, index, entry, in_flight } = match self.pick(pool, key, carried, &tried).await {
+                Ok(pick) => pick,
+                Err(none) => {
+                    without = none;
+                    break;
+                }
+            };
+            let now = clock::now_nanos();
             if let Some(failed) = failed.take() {
                 self.report(pool, &failed, true);
             }
@@ -198,7 +205,78 @@ impl Forwarding<'_> {
         }
         match refused {
             Some(response) => Ok(response),
-            None => Err(self.give_up(pool, failed.map(|failed| failed.failure))),
+            None => Err(match failed {
+                Some(failed) => self.give_up(failed.failure),
+                None => self.turn_away(pool, without),
+            }),
+        }
+    }
+
+    /// The VM for the next attempt.
+    async fn pick<'p>(
+        &self,
+        pool: &'p Pool,
+        key: u64,
+        headers: &HeaderMap,
+        tried: &[usize],
+    ) -> Result<Pick<'p>, Without> {
+        if !pool.others_wait()
+            && let Some(pick) = self.pick_now(pool, key, headers, tried)
+        {
+            return Ok(pick);
+        }
+        // Boxed: it takes much room, and few need it.
+        Box::pin(self.wait(pool, key, headers, tried)).await
+    }
+
+    fn pick_now<'p>(
+        &self,
+        pool: &'p Pool,
+        key: u64,
+        headers: &HeaderMap,
+        tried: &[usize],
+    ) -> Option<Pick<'p>> {
+        let now = clock::now_nanos();
+        let stuck = pool.pick_sticky(headers, tried, now);
+        stuck.or_else(|| pool.pick(key, tried, self.worker.roll(), now))
+    }
+
+    /// Waits for a VM, if there is none because all have as many requests as they take.
+    async fn wait<'p>(
+        &self,
+        pool: &'p Pool,
+        key: u64,
+        headers: &HeaderMap,
+        tried: &[usize],
+    ) -> Result<Pick<'p>, Without> {
+        let busy = || pool.is_busy(tried, clock::now_nanos());
+        if !pool.others_wait() && !busy() {
+            return Err(Without::Usable);
+        }
+        let Some(mut waiting) = pool.enter_queue(self.matched.route.policy.queue_priority) else {
+            return Err(Without::Room);
+        };
+        let mut own_turn = waiting.is_first();
+        let until = pool.queue.timeout.map(|limit| Instant::now() + limit);
+        loop {
+            if own_turn {
+                if let Some(pick) = self.pick_now(pool, key, headers, tried) {
+                    waiting.leave();
+                    return Ok(pick);
+                }
+                if !busy() {
+                    return Err(Without::Usable);
+                }
+                if waiting.stay() {
+                    continue;
+                }
+            }
+            let look = Instant::now() + LOOK;
+            let next = until.map_or(look, |until| until.min(look));
+            if timeout_at(next, &mut waiting).await.is_err() && until == Some(next) {
+                return Err(Without::Time);
+            }
+            own_turn = true;
         }
     }
 
@@ -295,13 +373,7 @@ impl Forwarding<'_> {
     }
 
     /// The answer when no VM gave one.
-    fn give_up(&self, pool: &Pool, failure: Option<Failure>) -> Answer {
-        let Some(failure) = failure else {
-            let (id, pool) = (self.variables.request_id, &*pool.name);
-            tracing::warn!(request_id = id, pool, "no usable backend");
-            let sentence = "No backend can take this request just now.";
-            return Answer::new(StatusCode::SERVICE_UNAVAILABLE, sentence).retry_after(RETRY_AFTER);
-        };
+    fn give_up(&self, failure: Failure) -> Answer {
         let sentence = match failure.kind() {
             Kind::ClientBodyTooLarge => return too_large(),
             Kind::ClientGone | Kind::ClientBody => "The request's body is malformed.",
@@ -311,6 +383,30 @@ impl Forwarding<'_> {
             _ => "The backend could not be reached.",
         };
         Answer::new(failure.kind().status(), sentence)
+    }
+
+    /// The answer when no VM was asked.
+    fn turn_away(&self, pool: &Pool, without: Without) -> Answer {
+        let (id, pool) = (self.variables.request_id, &*pool.name);
+        let sentence = match without {
+            Without::Usable => {
+                tracing::warn!(request_id = id, pool, "no usable backend");
+                "No backend can take this request just now."
+            }
+            Without::Room | Without::Time => {
+                let why = if without == Without::Room { "the queue is full" } else { "waited too long" };
+                // A pool that is flooded must not flood the log.
+                if self.worker.may_log() {
+                    tracing::warn!(
+                        request_id = id,
+                        pool,
+                        "request turned away: every backend is busy, and {why}"
+                    );
+                }
+                "All backends are busy just now."
+            }
+        };
+        Answer::new(StatusCode::SERVICE_UNAVAILABLE, sentence).retry_after(RETRY_AFTER)
     }
 
     /// Logs a failed attempt; `again`: another one follows.
@@ -323,6 +419,17 @@ impl Forwarding<'_> {
             tracing::warn!(request_id, pool, backend, failure = kind, reason = %failure, again, "backend failed");
         }
     }
+}
+
+/// Why no VM could be picked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Without {
+    /// None is up that was not tried.
+    Usable,
+    /// All are busy, and so is the queue.
+    Room,
+    /// It has waited as long as it may.
+    Time,
 }
 
 /// What a pool's `retry.on` calls a failure; none: it is the client's.

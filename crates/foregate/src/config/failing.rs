@@ -1,8 +1,8 @@
-//! `outlier` and `retry` of a pool: what follows when requests to its VMs fail.
+//! `outlier`, `retry` and `queue` of a pool: what follows when requests to its VMs fail, or are too many.
 
 use std::time::Duration;
 
-use foregate_routing::{Cause, Outlier, Retry};
+use foregate_routing::{Cause, Outlier, QueueSpec, Retry};
 use http::StatusCode;
 
 use super::decode::Value;
@@ -116,6 +116,43 @@ impl Layer for RetryLayer {
             on: self.on.or_else(|| below.on.clone()),
             budget: self.budget.or(below.budget.clone()),
         }
+    }
+}
+
+/// One layer of `queue`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct QueueLayer {
+    length: Option<usize>,
+    timeout: Said<Duration>,
+}
+
+impl QueueLayer {
+    pub(super) fn read(value: &Value<'_>) -> Option<QueueLayer> {
+        let table = value.table_or("\"off\" or a table such as { length = 1024, timeout = \"5s\" }")?;
+        let layer = QueueLayer {
+            length: table.read("length", |value| value.number(0, 1_000_000, "a number from 0 to 1000000")),
+            timeout: table.said("timeout", Value::duration),
+        };
+        table.finish();
+        Some(layer)
+    }
+}
+
+/// What a pool does after all layers.
+pub(super) fn queue(said: &Said<QueueLayer>) -> QueueSpec {
+    let usual = QueueSpec::default();
+    match said.clone().value_or(Some(QueueLayer::default())) {
+        Some(layer) => QueueSpec {
+            length: layer.length.unwrap_or(usual.length),
+            timeout: layer.timeout.value_or(usual.timeout),
+        },
+        None => QueueSpec { length: 0, ..usual },
+    }
+}
+
+impl Layer for QueueLayer {
+    fn over(self, below: &QueueLayer) -> QueueLayer {
+        QueueLayer { length: self.length.or(below.length), timeout: self.timeout.or(below.timeout.clone()) }
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct PolicyLayer {
     request_headers: Said<Vec<HeaderEdit>>,
     response_headers: Said<Vec<HeaderEdit>>,
     upstream_host: Option<UpstreamHost>,
+    /// Routes alone have one.
+    pub(super) queue_priority: Option<i32>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -36,6 +38,7 @@ impl PolicyLayer {
             request_headers: edits("request_headers", Side::Request),
             response_headers: edits("response_headers", Side::Response),
             upstream_host: table.read("upstream_host", read_upstream_host),
+            queue_priority: None,
         }
     }
 
@@ -61,6 +64,7 @@ impl PolicyLayer {
             request_headers: self.request_headers.value().unwrap_or_default(),
             response_headers: self.response_headers.value().unwrap_or_default(),
             upstream_host: self.upstream_host.unwrap_or(UpstreamHost::Preserve),
+            queue_priority: self.queue_priority.unwrap_or(0),
         }
     }
 }
@@ -73,6 +77,7 @@ impl Layer for PolicyLayer {
             request_headers: self.request_headers.or(below.request_headers.clone()),
             response_headers: self.response_headers.or(below.response_headers.clone()),
             upstream_host: self.upstream_host.or_else(|| below.upstream_host.clone()),
+            queue_priority: self.queue_priority.or(below.queue_priority),
         }
     }
 }

@@ -7,7 +7,7 @@ use foregate_upstream::Protocol;
 
 use super::decode::{Table, Value};
 use super::diagnostic::{Problem, Problems};
-use super::failing::{self, OutlierLayer, RetryLayer};
+use super::failing::{self, OutlierLayer, QueueLayer, RetryLayer};
 use super::health::HealthLayer;
 use super::inherit::{Layer, Said};
 use super::names::Named;
@@ -36,6 +36,7 @@ pub(super) struct Backend {
     name: Option<Placed<String>>,
     weight: u32,
     tier: u32,
+    max_requests: Option<u32>,
 }
 
 /// What a pool may inherit from `[defaults.pools]`.
@@ -50,6 +51,7 @@ pub(super) struct PoolLayer {
     health: Said<HealthLayer>,
     outlier: Said<OutlierLayer>,
     retry: Said<RetryLayer>,
+    queue: Said<QueueLayer>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -83,11 +85,12 @@ impl PoolLayer {
             health: table.said("health", HealthLayer::read),
             outlier: table.said("outlier", OutlierLayer::read),
             retry: table.said("retry", RetryLayer::read),
+            queue: table.said("queue", QueueLayer::read),
         };
         for key in ["send_proxy", "slow_start", "bandwidth"] {
             table.later(key, |value| value.is_word("off"));
         }
-        table.never_yet(&["agent", "queue", "wake"]);
+        table.never_yet(&["agent", "wake"]);
         layer
     }
 }
@@ -115,7 +118,7 @@ impl PoolDraft {
     ) -> PoolDraft {
         let mut backends: Vec<Backend> = Vec::new();
         for location in locations {
-            let backend = Backend { location, name: None, weight: 1, tier: 0 };
+            let backend = Backend { location, name: None, weight: 1, tier: 0, max_requests: None };
             if is_new(&backend, &backends, problems) {
                 backends.push(backend);
             }
@@ -145,6 +148,7 @@ impl PoolDraft {
                 address,
                 weight: backend.weight,
                 tier: backend.tier,
+                max_requests: backend.max_requests,
             }
         });
         PoolSpec {
@@ -159,6 +163,7 @@ impl PoolDraft {
                 .and_then(|health| health.compile(self.name.place, problems)),
             outlier: failing::outlier(&layer.outlier),
             retry: failing::retry(&layer.retry),
+            queue: failing::queue(&layer.queue),
             members: members.collect(),
         }
     }
@@ -204,21 +209,22 @@ fn read_backend(value: &Value<'_>) -> Option<Backend> {
     const EXPECTED: &str = "an address or a table with `address`";
     if value.is_string() {
         let location = value.parse(EXPECTED, value::location)?;
-        return Some(Backend { location, name: None, weight: 1, tier: 0 });
+        return Some(Backend { location, name: None, weight: 1, tier: 0, max_requests: None });
     }
     let table = value.table_or(EXPECTED)?;
     let address = table.get("address");
     let name = table.read("name", Value::string);
     let weight = table.read("weight", |value| value.number(0, 65_535, "a number from 0 to 65535"));
     let tier = table.read("tier", |value| value.number(0, 255, "a number from 0 to 255"));
-    table.never_yet(&["max_requests"]);
+    let max_requests =
+        table.read("max_requests", |value| value.number(1, 1_000_000, "a number from 1 to 1000000"));
     table.later("bandwidth", |value| value.is_word("off"));
     if address.is_none() && !table.misspells(&["address"]) {
         table.problem(Problem::absence(table.place(), "a backend needs `address`"));
     }
     table.finish();
     let location = address?.parse("an address", value::location)?;
-    Some(Backend { location, name, weight: weight.unwrap_or(1), tier: tier.unwrap_or(0) })
+    Some(Backend { location, name, weight: weight.unwrap_or(1), tier: tier.unwrap_or(0), max_requests })
 }
 
 /// Health and cookies tell backends apart by address and name, so neither may stand twice.
@@ -307,6 +313,7 @@ impl Layer for PoolLayer {
             health: self.health.over(&below.health),
             outlier: self.outlier.over(&below.outlier),
             retry: self.retry.over(&below.retry),
+            queue: self.queue.over(&below.queue),
         }
     }
 }

@@ -43,10 +43,12 @@ impl RouteDraft {
                 Problem::error(rewrite.place, "the path is changed for a VM, and no VM sees this request");
             table.problem(problem.other(action.place, "answered here"));
         }
-        let policy = PolicyLayer::read(&table);
+        let mut policy = PolicyLayer::read(&table);
+        policy.queue_priority =
+            table.read("queue_priority", |value| value.number(-1000, 1000, "a number from -1000 to 1000"));
         table.later("filters", Value::is_empty_list);
         table.later("skip_filters", Value::is_empty_list);
-        table.never_yet(&["mirror", "queue_priority"]);
+        table.never_yet(&["mirror"]);
         table.later("bandwidth", |value| value.is_word("off"));
         let (name, place) = (table.name().to_owned(), table.place());
         if table.get("paths").is_none() && !table.misspells(&["paths"]) {

@@ -175,6 +175,7 @@ mod tests {
             name: "vm".into(),
             weight,
             tier: 0,
+            max_requests: None,
         };
         let (one, two, heavier) = (member(1, 1), member(2, 1), member(2, 2));
         let first = Maglev::new(&[&one, &two], None);

@@ -173,6 +173,7 @@ impl<'a> Candidates<'a> {
         let member = self.members.get(index)?;
         let vitals = &member.endpoint.vitals;
         let open = vitals.usable()
+            && member.has_room()
             && self.heeded.is_none_or(|now| vitals.circuit.admits(now))
             && !self.tried.contains(&index);
         open.then_some(Candidate { slot, weight: member.weight, vitals })

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Member, Pool};
-use crate::circuit::Entry;
+use crate::circuit::{Entry, Outlier};
 use crate::retry::Repetition;
 
 /// What a request has changed.
@@ -51,6 +51,11 @@ impl Pool {
         Some(Verdict::SetAside(circuit.open(now_nanos, outlier.eject)))
     }
 
+    /// When members are set aside; none: never.
+    pub fn outlier(&self) -> Option<&Outlier> {
+        self.outlier.as_ref()
+    }
+
     /// After how long without an answer a VM is to be doubted; none where doubt would lead to nothing.
     pub fn patience(&self) -> Option<Duration> {
         self.outlier.as_ref().filter(|_| self.members.len() > 1)?.probe_after
@@ -79,7 +84,7 @@ mod tests {
     use super::super::tests::{cookies, pool, spec};
     use super::*;
     use crate::dice::mix;
-    use crate::{Balance, Outlier, Pick, PoolSpec, State, Sticky};
+    use crate::{Balance, Pick, PoolSpec, State, Sticky};
 
     const SECOND: u64 = 1_000_000_000;
     const EJECT: Duration = Duration::from_secs(30);

@@ -1,4 +1,8 @@
+use std::future::Future;
 use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Context;
 
 use http::Method;
 use http::header::COOKIE;
@@ -14,6 +18,7 @@ pub(super) fn spec(balance: Balance, members: &[(u32, u32)]) -> PoolSpec {
         address: Address::Ip(format!("10.0.{}.{}:80", n / 250, n % 250).parse().unwrap()),
         weight: *weight,
         tier: *tier,
+        max_requests: None,
     };
     PoolSpec { balance, ..PoolSpec::new("pool", members.iter().enumerate().map(member).collect()) }
 }
@@ -244,6 +249,88 @@ fn a_cookie_that_no_header_can_hold_is_never_set() {
     let pool = built(PoolSpec { sticky: Some(sticky), ..spec(Balance::RoundRobin, &[(1, 0)]) });
     assert!(pool.sticky_cookie(&HeaderMap::new(), 0, true).is_none());
     assert!(pool.pick(0, &[], 0, 0).is_some());
+}
+
+#[test]
+fn nobody_gets_more_than_it_takes() {
+    for balance in Balance::ALL {
+        let mut spec = spec(balance, &[(1, 0), (2, 0), (1, 1)]);
+        for (member, most) in spec.members.iter_mut().zip([2, 3, 1]) {
+            member.max_requests = Some(most);
+        }
+        let pool = built(spec);
+        let mut picks: Vec<_> = (0..5).map(|n| pool.pick(mix(n), &[], mix(!n), 0).unwrap()).collect();
+        assert!(picks.iter().all(|pick| pick.member.tier == 0), "{balance}");
+        assert!(!pool.is_busy(&[0, 1, 2], 0), "{balance}: what was tried is not waited for");
+        picks.push(pool.pick(0, &[], 0, 0).unwrap());
+        assert_eq!(picks[5].index, 2, "{balance}: the next tier has room");
+        assert!(pool.pick(0, &[], 0, 0).is_none(), "{balance}");
+        assert!(pool.is_busy(&[], 0), "{balance}");
+        let counts = pool.members().iter().map(|member| member.endpoint.vitals.in_flight());
+        assert_eq!(counts.collect::<Vec<_>>(), [2, 3, 1], "{balance}");
+        drop(picks.pop());
+        assert_eq!(pool.pick(0, &[], 0, 0).unwrap().index, 2, "{balance}");
+        (0..3).for_each(|index| down(&pool, index));
+        assert!(!pool.is_busy(&[], 0), "{balance}: who is down is not waited for");
+    }
+}
+
+/// On many threads at once: nobody waits for ever, and no VM has more than it takes.
+#[test]
+#[allow(clippy::disallowed_methods, reason = "a call that is lost shows in the time alone")]
+fn whoever_waits_is_called() {
+    const THREADS: u64 = 8;
+    const REQUESTS: u64 = 3_000;
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Unpark>) {
+            self.0.unpark();
+        }
+    }
+    let mut spec = spec(Balance::RoundRobin, &[(1, 0), (1, 0)]);
+    spec.members.iter_mut().for_each(|member| member.max_requests = Some(1));
+    let pool = built(spec);
+    let (running, waited) = ([AtomicU32::new(0), AtomicU32::new(0)], AtomicU32::new(0));
+    let begun = std::time::Instant::now();
+    let work = |thread: u64| {
+        let waker = std::task::Waker::from(Arc::new(Unpark(std::thread::current())));
+        for n in 0..REQUESTS {
+            let pick = || pool.pick(0, &[], mix(thread ^ n), 0);
+            let at_once = if pool.others_wait() { None } else { pick() };
+            let pick = at_once.unwrap_or_else(|| {
+                waited.fetch_add(1, Ordering::SeqCst);
+                let mut waiting = pool.enter_queue(0).unwrap();
+                let mut own_turn = waiting.is_first();
+                loop {
+                    if own_turn && let Some(pick) = pick() {
+                        waiting.leave();
+                        return pick;
+                    }
+                    if own_turn && waiting.stay() {
+                        continue;
+                    }
+                    while Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending() {
+                        assert!(begun.elapsed() < Duration::from_secs(60), "nobody calls");
+                        std::thread::park_timeout(Duration::from_secs(5));
+                    }
+                    own_turn = true;
+                }
+            });
+            let now = running[pick.index].fetch_add(1, Ordering::SeqCst);
+            assert_eq!(now, 0);
+            std::thread::yield_now();
+            running[pick.index].fetch_sub(1, Ordering::SeqCst);
+        }
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            scope.spawn(move || work(thread));
+        }
+    });
+    assert!(!pool.others_wait());
+    assert!(waited.into_inner() > 1_000);
+    // With a call lost, five seconds would have passed somewhere.
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
 fn any_balance() -> impl Strategy<Value = Balance> {

@@ -107,6 +107,8 @@ pub struct Policy {
     /// Applied in this order, to every response, our own included.
     pub response_headers: Vec<HeaderEdit>,
     pub upstream_host: UpstreamHost,
+    /// Who waits for a VM is served before those of less.
+    pub queue_priority: i32,
 }
 
 /// How long is waited for the VM; none: for ever. The default is the language's.

@@ -202,9 +202,9 @@ passthrough = "10.0.0.9:443"
 pool = "shop"
 filters = ["office"]
 tls = { client_ca = "clients.pem" }
-routes = [{ paths = "/a/", when = { client_cert = true }, queue_priority = 10 }]
+routes = [{ paths = "/a/", when = { client_cert = true }, mirror = { pool = "shop" } }]
 [pools.shop]
-backends = ["10.0.0.1:443", { address = "10.0.0.2:80", max_requests = 200 }]
+backends = ["10.0.0.1:443", { address = "10.0.0.2:80", bandwidth = "1Mbit/s" }]
 send_proxy = "v2"
 retry = { attempts = 2, hedge_after = "80ms" }
 health = { grpc = {} }
@@ -225,8 +225,8 @@ health = { grpc = {} }
             "19:1 `sites.shop.filters` is not supported yet",
             "20:9 `sites.shop.tls.client_ca` is not supported yet",
             "21:37 `sites.shop.routes[0].when.client_cert` is not supported yet",
-            "21:59 `sites.shop.routes[0].queue_priority` is not supported yet",
-            "23:56 `pools.shop.backends[1].max_requests` is not supported yet",
+            "21:59 `sites.shop.routes[0].mirror` is not supported yet",
+            "23:56 `pools.shop.backends[1].bandwidth` is not supported yet",
             "24:1 `pools.shop.send_proxy` is not supported yet",
             "25:25 `pools.shop.retry.hedge_after` is not supported yet",
             "26:12 `pools.shop.health.grpc` is not supported yet",

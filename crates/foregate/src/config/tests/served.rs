@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use foregate_edge::settings::AltSvc;
-use foregate_routing::{HeaderEdit, Probe, Respond, Rewrite, TlsVersion, UpstreamHost};
+use foregate_routing::{
+    Cause, HeaderEdit, Outlier, Probe, QueueSpec, Respond, Retry, Rewrite, TlsVersion, UpstreamHost,
+};
+use http::StatusCode;
 
 use super::*;
 
@@ -156,6 +159,53 @@ health = "off"
     assert_eq!(http("/path/"), ("/other".to_owned(), Some("ok".to_owned())));
     assert_eq!(health("/path/").unwrap().fall, 9);
     assert_eq!(health("/none/"), None);
+}
+
+#[test]
+fn what_follows_failures_is_inherited_too() {
+    let body = r#"[defaults.pools]
+outlier = { eject = "7s", max_ejected = "10%" }
+retry = { attempts = 1, on = ["connect", "503"] }
+queue = { timeout = "off" }
+[sites.a]
+hosts = "a.example.com"
+pool = ["10.0.0.1:80"]
+routes = [
+  { paths = "/own/", pool = "own", queue_priority = -3 },
+  { paths = "/off/", pool = "off" },
+]
+[pools.own]
+backends = { address = "10.0.0.3:80", max_requests = 9 }
+outlier = { consecutive_failures = 2, probe_after = "off" }
+retry = { on = "timeout", budget = "off" }
+queue = { length = 5 }
+[pools.off]
+backends = "10.0.0.4:80"
+outlier = "off"
+retry = "off"
+queue = "off"
+"#;
+    let loaded = served(body);
+    let pool = |path: &str| pool_of(route(&loaded, "a.example.com", path));
+    let unavailable = Cause::Status(StatusCode::SERVICE_UNAVAILABLE);
+    let outlier = Outlier { eject: Duration::from_secs(7), max_ejected: 10, ..Outlier::default() };
+    assert_eq!((outlier.consecutive_failures, outlier.probe_after), (5, seconds(5)));
+    assert_eq!(pool("/").outlier(), Some(&outlier));
+    let retry = Retry { attempts: 1, on: [Cause::Connect, unavailable].into(), budget: Some(20) };
+    assert_eq!(pool("/").retry, retry);
+    assert_eq!(pool("/").queue, QueueSpec { length: 1024, timeout: None });
+    assert_eq!(pool("/").members()[0].max_requests, None);
+
+    let own = Outlier { consecutive_failures: 2, probe_after: None, ..outlier };
+    assert_eq!(pool("/own/").outlier(), Some(&own));
+    assert_eq!(pool("/own/").retry, Retry { attempts: 1, on: [Cause::Timeout].into(), budget: None });
+    assert_eq!(pool("/own/").queue, QueueSpec { length: 5, timeout: None });
+    assert_eq!(pool("/own/").members()[0].max_requests, Some(9));
+    assert_eq!(policy(&loaded, "a.example.com", "/own/").queue_priority, -3);
+    assert_eq!(policy(&loaded, "a.example.com", "/off/").queue_priority, 0);
+
+    assert_eq!((pool("/off/").outlier(), pool("/off/").retry.attempts), (None, 0));
+    assert_eq!(pool("/off/").queue.length, 0);
 }
 
 #[test]

@@ -1,0 +1,245 @@
+//! Where requests wait while every VM of their pool has as many as it takes.
+//!
+//! The lock is touched only by those who wait and those who call them: as long as nobody waits, a request that ends costs
+//! one load.
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "picks and matches never come here: only who waits, or calls somebody who does"
+)]
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// How many may wait, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueSpec {
+    pub length: usize,
+    /// None: as long as their clients do.
+    pub timeout: Option<Duration>,
+}
+
+impl Default for QueueSpec {
+    fn default() -> QueueSpec {
+        QueueSpec { length: 1024, timeout: Some(Duration::from_secs(5)) }
+    }
+}
+
+/// The requests of one pool that wait, of all workers and under all snapshots.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    waiting: AtomicUsize,
+    line: Mutex<Line>,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    /// In the order in which they are called.
+    places: BTreeMap<Place, Option<Waker>>,
+    next: u64,
+}
+
+/// More urgent ones come first, and then who came first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    /// Turned round, so that the highest priority is the least.
+    urgency: std::cmp::Reverse<i32>,
+    number: u64,
+}
+
+impl Queue {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) == 0
+    }
+
+    /// Takes a place; none: `length` of them are taken.
+    pub(crate) fn enter(self: &Arc<Queue>, length: usize, priority: i32) -> Option<Waiting> {
+        let mut line = self.lock();
+        if line.places.len() >= length {
+            return None;
+        }
+        let place = Place { urgency: std::cmp::Reverse(priority), number: line.next };
+        line.next += 1;
+        line.places.insert(place, None);
+        self.count(&line);
+        Some(Waiting { queue: self.clone(), place, served: false })
+    }
+
+    /// A VM has room for one more: calls the next.
+    pub(crate) fn call(&self) {
+        if self.is_empty() {
+            return;
+        }
+        let mut line = self.lock();
+        let next = line.places.pop_first();
+        self.count(&line);
+        drop(line);
+        if let Some((_, Some(waker))) = next {
+            waker.wake();
+        }
+    }
+
+    fn count(&self, line: &Line) {
+        self.waiting.store(line.places.len(), Ordering::SeqCst);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Line> {
+        // Nothing panics while it is held.
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in the line; ready when it is called. Dropping it leaves the line, and passes on what it was called for.
+#[derive(Debug)]
+pub struct Waiting {
+    queue: Arc<Queue>,
+    place: Place,
+    /// It has got what it waited for.
+    served: bool,
+}
+
+impl Waiting {
+    /// Nobody else is to be called before it. Whoever comes first looks for room itself before it waits, for what became
+    /// free before it came has called nobody.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.queue.lock().places.first_key_value().is_some_and(|(place, _)| *place == self.place)
+    }
+
+    /// Waits on, where it stood, although it was its turn: somebody else was faster. True: it had left the line, so what
+    /// became free meanwhile has called nobody, and it is to look once more.
+    #[must_use]
+    pub fn stay(&mut self) -> bool {
+        let mut line = self.queue.lock();
+        let before = line.places.len();
+        line.places.entry(self.place).or_default();
+        self.queue.count(&line);
+        line.places.len() > before
+    }
+
+    /// It has got what it waited for.
+    pub fn leave(mut self) {
+        self.served = true;
+    }
+}
+
+impl Future for Waiting {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut line = self.queue.lock();
+        match line.places.get_mut(&self.place) {
+            Some(waker) => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            None => Poll::Ready(()),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut line = self.queue.lock();
+        let called = line.places.remove(&self.place).is_none();
+        self.queue.count(&line);
+        drop(line);
+        if called && !self.served {
+            self.queue.call();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Count>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn is_called(waiting: &mut Waiting) -> bool {
+        Pin::new(waiting).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    fn called(all: &mut [Waiting]) -> Vec<usize> {
+        (0..).zip(all).filter_map(|(n, waiting)| is_called(waiting).then_some(n)).collect()
+    }
+
+    #[test]
+    fn who_came_first_is_called_first_and_the_urgent_before() {
+        let queue = Arc::new(Queue::default());
+        let mut all: Vec<_> = [0, 0, 10, -1, 10].map(|priority| queue.enter(9, priority).unwrap()).into();
+        let mut order = Vec::new();
+        for _ in 0..5 {
+            queue.call();
+            let now = called(&mut all);
+            order.extend(now.into_iter().filter(|n| !order.contains(n)).collect::<Vec<_>>());
+        }
+        assert_eq!(order, [2, 4, 0, 1, 3]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn it_is_bounded() {
+        let queue = Arc::new(Queue::default());
+        let one = queue.enter(2, 0).unwrap();
+        let two = queue.enter(2, 0).unwrap();
+        assert!(one.is_first() && !two.is_first());
+        assert!(queue.enter(2, 9).is_none(), "however urgent");
+        drop(one);
+        assert!(queue.enter(2, 0).is_some());
+        assert!(Arc::new(Queue::default()).enter(0, 0).is_none());
+    }
+
+    #[test]
+    fn a_call_wakes_one() {
+        let (queue, count) = (Arc::new(Queue::default()), Arc::new(Count::default()));
+        let waker = Waker::from(count.clone());
+        let mut all: Vec<_> = (0..3).map(|_| queue.enter(9, 0).unwrap()).collect();
+        for waiting in &mut all {
+            assert!(Pin::new(waiting).poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        queue.call();
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn who_is_called_and_goes_passes_it_on() {
+        let queue = Arc::new(Queue::default());
+        let mut all: Vec<_> = (0..3).map(|_| queue.enter(9, 0).unwrap()).collect();
+        queue.call();
+        assert_eq!(called(&mut all), [0]);
+        drop(all.remove(0));
+        assert_eq!(called(&mut all), [0], "the next");
+        all.remove(0).leave();
+        assert_eq!(called(&mut all), [0; 0], "it has used it");
+        drop(all);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn who_came_too_late_keeps_its_place() {
+        let queue = Arc::new(Queue::default());
+        let mut all: Vec<_> = (0..2).map(|_| queue.enter(9, 0).unwrap()).collect();
+        queue.call();
+        assert_eq!(called(&mut all), [0]);
+        assert!(all[0].stay(), "it had left");
+        assert!(!all[0].stay());
+        assert_eq!(called(&mut all), [0; 0]);
+        queue.call();
+        assert_eq!(called(&mut all), [0]);
+    }
+}
