@@ -252,6 +252,29 @@ async fn who_answers_neither_requests_nor_a_probe_is_set_aside() {
     }
 }
 
+/// More of them than may be made again at a time; the others wait until they may.
+#[tokio::test]
+async fn all_who_wait_for_a_vm_that_hangs_are_served() {
+    const REQUESTS: usize = 60;
+    for version in Version::ALL {
+        let (a, b) = (Vm::start("a", Illness::IsSilent).await, origin().named("b").start().await);
+        let keys =
+            "balance = \"first\"\nretry = { on = [\"timeout\"] }\noutlier = { probe_after = \"300ms\" }";
+        let gw = with(keys, &[a.address(), b.address()]).await;
+        let client = Arc::new(gw.client(version, "shop.test").await);
+        let ask = |_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.send(&get("/")).await.unwrap() })
+        };
+        for task in (0..REQUESTS).map(ask).collect::<Vec<_>>() {
+            let reply = task.await.unwrap();
+            assert_eq!((reply.status, reply.vm()), (200, "b"), "{version:?}");
+        }
+        assert_eq!(gw.log().having(&["is set aside"]).len(), 1, "{version:?}: it is one incident");
+        gw.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn who_is_slow_but_alive_is_not() {
     for version in Version::ALL {
@@ -289,6 +312,76 @@ async fn a_short_body_is_sent_again_and_a_long_one_is_not() {
                 assert_eq!(b.only().digest, digest_of(length), "{version:?} {length}");
             }
         }
+        gw.stop().await;
+    }
+}
+
+/// Whoever waits for 100 (Continue) is not asked for a body that no VM wants.
+#[tokio::test]
+async fn a_body_that_waits_to_be_asked_for_is_not_taken_beforehand() {
+    for version in Version::ALL {
+        let a = origin()
+            .on("/", |call| Box::pin(async move { call.reply(413, &Fields::new(), "too much").await }));
+        let (a, b) = (a.start().await, origin().start().await);
+        let gw = with("balance = \"first\"", &[a.address(), b.address()]).await;
+        let client = gw.client(version, "shop.test").await;
+        let request = put("/", "hello").field("expect", "100-continue");
+        let mut exchange = client.open(&request).await.unwrap();
+        let (mut interim, begun) = (Vec::new(), Instant::now());
+        let (status, _) = exchange.down.head(&mut interim).await.unwrap();
+        assert_eq!((status, interim.len()), (413, 0), "{version:?}");
+        assert!(begun.elapsed() < Duration::from_secs(1), "{version:?}");
+        gw.stop().await;
+    }
+}
+
+/// Over HTTP/2 a connection is nearly always one that was used before; that excuses nobody.
+#[tokio::test]
+async fn a_stream_that_is_reset_is_made_again_elsewhere() {
+    for version in Version::ALL {
+        let a = origin().named("a").http2().on("/ill", |call| Box::pin(async move { call.die() }));
+        let (a, b) = (a.start().await, origin().named("b").http2().start().await);
+        let backends = [&a, &b].map(|vm| format!("h2c://{}", vm.address()));
+        let gw = with("balance = \"first\"", &backends).await;
+        let client = gw.client(version, "shop.test").await;
+        answers(&client, "a").await;
+        for _ in 0..3 {
+            let reply = client.send(&get("/ill")).await.unwrap();
+            assert_eq!((reply.status, reply.vm()), (200, "b"), "{version:?}");
+        }
+        assert_eq!(a.requests().len(), 4, "{version:?}: once each");
+        gw.stop().await;
+    }
+}
+
+/// Its heads are well, but nobody gets what it promised.
+#[tokio::test]
+async fn who_cuts_its_responses_short_is_set_aside() {
+    for http2 in [false, true] {
+        let cutting = origin().named("a").on("/", |call| {
+            Box::pin(async move {
+                call.start(200, &Fields::new(), Some(10)).await;
+                let _ = call.write("half".into()).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                call.die();
+            })
+        });
+        let (cutting, well) = match http2 {
+            true => (cutting.http2(), origin().named("b").http2()),
+            false => (cutting, origin().named("b")),
+        };
+        let (a, b) = (cutting.start().await, well.start().await);
+        let scheme = if http2 { "h2c://" } else { "" };
+        let backends = [&a, &b].map(|vm| format!("{scheme}{}", vm.address()));
+        let gw = with("outlier = { consecutive_failures = 3 }", &backends).await;
+        let client = gw.client(Version::H2, "shop.test").await;
+        let mut cut = 0;
+        for _ in 0..20 {
+            cut += usize::from(client.send(&get("/")).await.is_err());
+        }
+        // The fourth begins as well as the others, and is the last.
+        assert_eq!((cut, a.requests().len()), (4, 4), "HTTP/2: {http2}");
+        said(&gw, &["is set aside", &a.address()]).await;
         gw.stop().await;
     }
 }

@@ -58,14 +58,13 @@ impl Waits {
     fn look(&self, now: u64) {
         for (_, wait) in self.all.borrow_mut().iter_mut() {
             let vitals = &wait.endpoint.vitals;
-            if wait.due.take_if(|due| *due <= now).is_some() && vitals.doubt() {
+            if vitals.is_lost(wait.mark) {
+                if let Some(waker) = wait.waker.take() {
+                    waker.wake();
+                }
+            } else if wait.due.take_if(|due| *due <= now).is_some() && vitals.doubt() {
                 // Nobody listens any more only when the process ends.
                 _ = self.doubts.send(wait.endpoint.clone());
-            }
-            if vitals.is_lost(wait.mark)
-                && let Some(waker) = wait.waker.take()
-            {
-                waker.wake();
             }
         }
     }
@@ -82,13 +81,11 @@ impl Waiting<'_> {
     pub(crate) fn is_lost(&self, cx: &Context<'_>) -> bool {
         let mut all = self.waits.all.borrow_mut();
         let Some(wait) = all.get_mut(self.key) else { return false };
-        if wait.endpoint.vitals.is_lost(wait.mark) {
-            return true;
-        }
+        // Told again and again: it may not be able to leave at first.
         if !wait.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             wait.waker = Some(cx.waker().clone());
         }
-        false
+        wait.endpoint.vitals.is_lost(wait.mark)
     }
 }
 
@@ -149,7 +146,7 @@ mod tests {
 
     #[test]
     fn who_waits_is_told_when_the_vm_is_lost() {
-        let (doubts, _doubted) = unbounded_channel();
+        let (doubts, mut doubted) = unbounded_channel();
         let (waits, vm, count) = (Waits::new(doubts), endpoint(), Arc::new(Count::default()));
         let waker = Waker::from(count.clone());
         let cx = Context::from_waker(&waker);
@@ -158,8 +155,11 @@ mod tests {
         waits.look(SECOND);
         assert_eq!(count.0.load(Ordering::Relaxed), 0);
         vm.vitals.set_state(State::Down);
-        waits.look(SECOND);
-        assert_eq!(count.0.load(Ordering::Relaxed), 1);
-        assert!(waiting.is_lost(&cx));
+        for times in 1..=2 {
+            waits.look(60 * SECOND);
+            assert_eq!(count.0.load(Ordering::Relaxed), times);
+            assert!(waiting.is_lost(&cx));
+        }
+        assert!(doubted.try_recv().is_err(), "nobody doubts what is known");
     }
 }

@@ -96,12 +96,14 @@ impl Monitor {
             return;
         };
         tokio::task::spawn_local(async move {
-            let (pool, transport) = (standing.pool(), standing.transport());
+            let (pool, transport, mark) = (standing.pool(), standing.transport(), endpoint.vitals.mark());
             let found = probe::once(&endpoint, pool.health.as_ref(), &transport).await;
             endpoint.vitals.settle();
             let (pool, address) = (&*endpoint.pool, &endpoint.address);
             match found {
                 Ok(()) => tracing::debug!(pool, %address, "requests wait for long, but a probe was answered"),
+                // Somebody else was faster.
+                Err(_) if endpoint.vitals.is_lost(mark) => {}
                 Err(unwell) => standing.set_aside(&endpoint, &unwell),
             }
         });

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{Method, StatusCode};
-use foregate_exchange::{Failure, clock};
+use foregate_exchange::{Failure, Kind, clock};
 use foregate_routing::{Endpoint, HealthCheck, Probe, State};
 use foregate_upstream::Transport;
 use tokio::time::{Instant, sleep};
@@ -46,7 +46,7 @@ pub(crate) async fn watch(
 }
 
 /// One probe of a VM that lets requests wait: its pool's own over HTTP, where there is one. A port that is open says
-/// nothing of a program that hangs, so otherwise any answer to HEAD is a sign of life.
+/// nothing of a program that hangs, so otherwise anything it does upon HEAD is a sign of life.
 pub(crate) async fn once(
     endpoint: &Endpoint,
     check: Option<&HealthCheck>,
@@ -54,13 +54,23 @@ pub(crate) async fn once(
 ) -> Result<(), Unwell> {
     const ANY: &[RangeInclusive<u16>] = &[100..=599];
     let timeout = check.map_or(LIFE, |check| check.timeout);
+    let is_http = check.is_some_and(|check| matches!(check.probe, Probe::Http { .. }));
     let ask = match check.map(|check| &check.probe) {
         Some(Probe::Http { path, status, host, contains }) => {
             asked(path, status, host.as_deref(), contains.as_deref())
         }
         Some(Probe::Tcp) | None => http::Ask { method: Method::HEAD, ..asked("/", ANY, None, None) },
     };
-    http::HttpProbe::new(endpoint, transport, ask, timeout).run().await
+    let found = http::HttpProbe::new(endpoint, transport, ask, timeout).run().await;
+    match found {
+        // It has something against the question, so it is alive.
+        Err(Unwell::Failed(failure))
+            if !is_http && matches!(failure.kind(), Kind::Reset | Kind::BadResponse | Kind::Truncated) =>
+        {
+            Ok(())
+        }
+        found => found,
+    }
 }
 
 fn asked<'c>(

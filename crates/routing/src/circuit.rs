@@ -35,8 +35,14 @@ const MAX_DOUBLINGS: u32 = 4;
 /// Every order is relaxed: what races here are reports of one and the same VM, and any order of them is true.
 #[derive(Debug, Default)]
 pub(crate) struct Circuit {
-    /// In a row.
+    /// Requests that failed in a row.
     failures: AtomicU32,
+    /// Responses in a row that began well and were cut short.
+    cuts: AtomicU32,
+    /// How often it was opened, to tell one time from another.
+    opened: AtomicU32,
+    /// The time of which a trial was last let in.
+    tried: AtomicU32,
     /// Nanoseconds; 0 is closed. Before then nothing is sent there, after it one request is, as a trial, which moves
     /// it on: if nothing is heard of that one, another follows.
     until: AtomicU64,
@@ -46,17 +52,17 @@ pub(crate) struct Circuit {
     closed: AtomicU64,
 }
 
-/// What a circuit was when a request was sent.
-#[derive(Clone, Copy, Debug)]
-pub struct Mark(u64);
+/// How often a circuit had opened when a request was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(u32);
 
 /// How a request came to be sent to a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// Nothing stood against it.
     Free,
-    /// It decides whether the VM is taken back.
-    Trial,
+    /// It decides whether the VM is taken back, unless something else has meanwhile.
+    Trial(Mark),
     /// The VM is set aside, but there was nobody else.
     LastResort,
 }
@@ -67,13 +73,12 @@ impl Circuit {
     }
 
     pub(crate) fn mark(&self) -> Mark {
-        Mark(self.until.load(Ordering::Relaxed))
+        Mark(self.opened.load(Ordering::Relaxed))
     }
 
-    /// Whether the VM was set aside since the mark was taken.
-    pub(crate) fn has_opened(&self, Mark(before): Mark) -> bool {
-        let until = self.until.load(Ordering::Relaxed);
-        until != 0 && until != before
+    /// Whether the VM was set aside since the mark was taken, and still is.
+    pub(crate) fn has_opened(&self, mark: Mark) -> bool {
+        !self.is_closed() && self.mark() != mark
     }
 
     /// Whether a request might be sent there now.
@@ -91,7 +96,11 @@ impl Circuit {
         let next = later(now, eject);
         let taken = until <= now
             && self.until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        taken.then_some(Entry::Trial)
+        let Mark(time) = self.mark();
+        taken.then(|| {
+            self.tried.store(time, Ordering::Relaxed);
+            Entry::Trial(Mark(time))
+        })
     }
 
     /// A request went well. True: that takes the VM back.
@@ -109,7 +118,7 @@ impl Circuit {
     /// A request failed. True: this asks for the VM to be set aside.
     pub(crate) fn fail(&self, entry: Entry, limit: u32) -> bool {
         match entry {
-            Entry::Trial => true,
+            Entry::Trial(mark) => !self.is_closed() && self.mark() == mark,
             // What was sent before it was set aside fails late, and says nothing new.
             Entry::Free if !self.is_closed() => false,
             Entry::Free => {
@@ -119,6 +128,20 @@ impl Circuit {
             }
             Entry::LastResort => false,
         }
+    }
+
+    /// A response was cut short, or came to its end.
+    pub(crate) fn cut(&self, short: bool) {
+        if short {
+            self.cuts.fetch_add(1, Ordering::Relaxed);
+        } else if self.cuts.load(Ordering::Relaxed) != 0 {
+            self.cuts.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether so many in a row were cut short.
+    pub(crate) fn is_cut(&self, limit: u32) -> bool {
+        self.cuts.load(Ordering::Relaxed) >= limit.max(1)
     }
 
     /// Sets the VM aside from now on; for how long.
@@ -131,7 +154,9 @@ impl Circuit {
         let forgiven = !was_trial && before > 0 && u128::from(well) > aside(before).as_nanos();
         let ejections = if forgiven { 0 } else { before };
         self.ejections.store(ejections.saturating_add(1), Ordering::Relaxed);
+        self.opened.fetch_add(1, Ordering::Relaxed);
         self.failures.store(0, Ordering::Relaxed);
+        self.cuts.store(0, Ordering::Relaxed);
         let aside = aside(ejections);
         self.until.store(later(now, aside), Ordering::Relaxed);
         aside
@@ -151,7 +176,9 @@ impl Circuit {
     /// has failed its trial then waits its time, for probes may succeed where requests do not.
     pub(crate) fn hasten(&self, now: u64) {
         let until = self.until.load(Ordering::Relaxed);
-        if until > now && self.ejections.load(Ordering::Relaxed) == 1 {
+        let Mark(time) = self.mark();
+        let untried = self.tried.load(Ordering::Relaxed) != time;
+        if until > now && untried && self.ejections.load(Ordering::Relaxed) == 1 {
             // Unless something else has just happened.
             let due = now.max(1);
             _ = self.until.compare_exchange(until, due, Ordering::Relaxed, Ordering::Relaxed);
@@ -160,7 +187,7 @@ impl Circuit {
 
     /// Something else has found the VM well: what was before is over.
     pub(crate) fn forget(&self) {
-        for counter in [&self.failures, &self.ejections] {
+        for counter in [&self.failures, &self.cuts, &self.ejections] {
             counter.store(0, Ordering::Relaxed);
         }
         self.until.store(0, Ordering::Relaxed);
@@ -179,6 +206,43 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
     const EJECT: Duration = Duration::from_secs(30);
+
+    fn trial(circuit: &Circuit, now: u64) -> Entry {
+        let entry = circuit.enter(now, EJECT).unwrap();
+        assert!(matches!(entry, Entry::Trial(_)), "{entry:?}");
+        entry
+    }
+
+    #[test]
+    fn what_happened_once_counts_once() {
+        let circuit = Circuit::default();
+        let before = circuit.mark();
+        circuit.open(SECOND, EJECT);
+        assert!(circuit.has_opened(before));
+        let mark = circuit.mark();
+        let slow = trial(&circuit, 31 * SECOND);
+        assert!(!circuit.has_opened(mark), "a trial begins");
+        // Another trial, which is found out to hang.
+        trial(&circuit, 61 * SECOND);
+        circuit.open(70 * SECOND, EJECT);
+        assert!(circuit.has_opened(mark));
+        assert!(!circuit.fail(slow, 5), "that is known already");
+        circuit.close(80 * SECOND);
+        assert!(!circuit.fail(slow, 5) && !circuit.has_opened(before));
+    }
+
+    #[test]
+    fn responses_that_are_cut_short_are_counted_in_a_row() {
+        let circuit = Circuit::default();
+        for short in [true, true, false, true, true] {
+            circuit.cut(short);
+        }
+        assert!(!circuit.is_cut(3));
+        circuit.cut(true);
+        assert!(circuit.is_cut(3));
+        circuit.open(SECOND, EJECT);
+        assert!(!circuit.is_cut(3));
+    }
 
     #[test]
     fn only_failures_in_a_row_count() {
@@ -209,9 +273,9 @@ mod tests {
         assert!(!circuit.is_closed());
 
         assert!(circuit.admits(31 * SECOND));
-        assert_eq!(circuit.enter(31 * SECOND, EJECT), Some(Entry::Trial));
+        let trial = trial(&circuit, 31 * SECOND);
         assert_eq!(circuit.enter(31 * SECOND, EJECT), None, "one at a time");
-        assert!(circuit.succeed(Entry::Trial, 32 * SECOND));
+        assert!(circuit.succeed(trial, 32 * SECOND));
         assert_eq!(circuit.enter(32 * SECOND, EJECT), Some(Entry::Free));
     }
 
@@ -219,9 +283,9 @@ mod tests {
     fn a_trial_nothing_is_heard_of_is_followed_by_another() {
         let circuit = Circuit::default();
         circuit.open(SECOND, EJECT);
-        assert_eq!(circuit.enter(31 * SECOND, EJECT), Some(Entry::Trial));
+        trial(&circuit, 31 * SECOND);
         assert_eq!(circuit.enter(60 * SECOND, EJECT), None);
-        assert_eq!(circuit.enter(61 * SECOND, EJECT), Some(Entry::Trial));
+        trial(&circuit, 61 * SECOND);
     }
 
     #[test]
@@ -233,8 +297,8 @@ mod tests {
             let time = circuit.open(now, EJECT);
             aside.push(time.as_secs());
             now = later(now, time);
-            assert_eq!(circuit.enter(now, EJECT), Some(Entry::Trial));
-            assert!(circuit.fail(Entry::Trial, 5));
+            let trial = trial(&circuit, now);
+            assert!(circuit.fail(trial, 5));
         }
         assert_eq!(aside, [30, 60, 120, 240, 480, 480, 480]);
     }
@@ -246,7 +310,9 @@ mod tests {
         assert!(circuit.is_closed());
         circuit.open(SECOND, EJECT);
         circuit.hasten(3 * SECOND);
-        assert_eq!(circuit.enter(3 * SECOND, EJECT), Some(Entry::Trial));
+        trial(&circuit, 3 * SECOND);
+        circuit.hasten(4 * SECOND);
+        assert_eq!(circuit.enter(4 * SECOND, EJECT), None, "one is under way");
         circuit.open(4 * SECOND, EJECT);
         circuit.hasten(5 * SECOND);
         assert_eq!(circuit.enter(6 * SECOND, EJECT), None);
@@ -298,11 +364,11 @@ mod tests {
                         prop_assert_eq!(!circuit.is_closed(), open);
                     }
                     _ => match circuit.enter(now, EJECT) {
-                        Some(Entry::Trial) => {
+                        Some(entry @ Entry::Trial(_)) => {
                             prop_assert!(last.is_some_and(|last| u128::from(now - last) >= EJECT.as_nanos()));
                             last = Some(now);
                             if step == 3 {
-                                prop_assert!(circuit.succeed(Entry::Trial, now));
+                                prop_assert!(circuit.succeed(entry, now));
                                 prop_assert!(circuit.is_closed());
                             }
                         }

@@ -204,6 +204,18 @@ impl InFlight {
         InFlight { endpoint: Arc::clone(endpoint) }
     }
 
+    /// The same if that is no more than `most` at a time.
+    pub(crate) fn within(endpoint: &Arc<Endpoint>, most: Option<u32>) -> Option<InFlight> {
+        let before = endpoint.vitals.in_flight.fetch_add(1, Ordering::SeqCst);
+        let one = InFlight { endpoint: Arc::clone(endpoint) };
+        most.is_none_or(|most| before < most).then_some(one)
+    }
+
+    /// The body of the response was cut short by the VM, or came to its end.
+    pub fn cut(&self, short: bool) {
+        self.endpoint.vitals.circuit.cut(short);
+    }
+
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }

@@ -272,7 +272,7 @@ impl Pool {
                 return Some(pick);
             }
         }
-        let alone = self.outlier.is_some() && tried.is_empty();
+        let alone = self.outlier.is_some() && tried.is_empty() && !self.is_busy(tried, now_nanos);
         let index = alone.then(|| self.choose(tried, occasion, None))??;
         self.begin_as(index, Entry::LastResort)
     }
@@ -316,14 +316,15 @@ impl Pool {
         !self.line.is_empty()
     }
 
-    /// Whether nobody could be picked only because some members have as many requests as they take.
+    /// Whether there are members that could be picked if they had room: they are worth waiting for. One may have room
+    /// by now.
     pub fn is_busy(&self, tried: &[usize], now_nanos: u64) -> bool {
-        let all = self.members.iter().enumerate().filter(|(index, member)| {
+        self.members.iter().enumerate().any(|(index, member)| {
             let vitals = &member.endpoint.vitals;
             let heeded = self.outlier.is_none() || vitals.circuit.admits(now_nanos);
-            member.weight > 0 && vitals.usable() && heeded && !tried.contains(index)
-        });
-        all.map(|(_, member)| member).any(|member| !member.has_room())
+            let limited = member.max_requests.is_some() && member.weight > 0;
+            limited && vitals.usable() && heeded && !tried.contains(&index)
+        })
     }
 
     /// Whether a request could be served now, as far as probes know.
@@ -331,23 +332,20 @@ impl Pool {
         self.members.iter().any(|member| member.weight > 0 && member.endpoint.vitals.usable())
     }
 
-    /// None where live traffic has set the member aside, or just sends it the one request that is a trial.
+    /// None where live traffic has set the member aside, or just sends it the one request that is a trial, or it has as
+    /// many as it takes.
     fn begin(&self, index: usize, now_nanos: u64) -> Option<Pick<'_>> {
-        let entry = match &self.outlier {
-            None => Entry::Free,
-            Some(outlier) => {
-                self.members.get(index)?.endpoint.vitals.circuit.enter(now_nanos, outlier.eject)?
-            }
-        };
-        self.begin_as(index, entry)
+        let mut pick = self.begin_as(index, Entry::Free)?;
+        if let Some(outlier) = &self.outlier {
+            pick.entry = pick.member.endpoint.vitals.circuit.enter(now_nanos, outlier.eject)?;
+        }
+        Some(pick)
     }
 
     fn begin_as(&self, index: usize, entry: Entry) -> Option<Pick<'_>> {
         let member = self.members.get(index)?;
-        let in_flight = InFlight::begin(&member.endpoint);
-        // Two may have seen the last room.
-        let fits = member.max_requests.is_none_or(|most| member.endpoint.vitals.in_flight() <= most);
-        fits.then_some(Pick { member, index, entry, in_flight })
+        let in_flight = InFlight::within(&member.endpoint, member.max_requests)?;
+        Some(Pick { member, index, entry, in_flight })
     }
 }
 

@@ -149,7 +149,8 @@ impl Drop for Waiting {
         let called = line.places.remove(&self.place).is_none();
         self.queue.count(&line);
         drop(line);
-        if called && !self.served {
+        // Who was called and goes passes it on; who got something without being called lets the next one look.
+        if called != self.served {
             self.queue.call();
         }
     }
@@ -226,6 +227,11 @@ mod tests {
         assert_eq!(called(&mut all), [0], "the next");
         all.remove(0).leave();
         assert_eq!(called(&mut all), [0; 0], "it has used it");
+        let (mut last, first) = (queue.enter(9, 0).unwrap(), all.remove(0));
+        assert!(first.is_first());
+        first.leave();
+        assert!(is_called(&mut last), "it was not called: there may be more");
+        drop(last);
         drop(all);
         assert!(queue.is_empty());
     }

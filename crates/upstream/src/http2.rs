@@ -186,8 +186,7 @@ impl Http2 {
                 }
                 deadline.clear();
                 let (idle, active) = (idle_timeout, self.active);
-                let body =
-                    Download { incoming, left, idle, deadline, _active: active, _in_flight: in_flight };
+                let body = Download { incoming, left, idle, deadline, _active: active, in_flight };
                 Ok(Response::from_parts(parts, Body::stream(body)))
             }
         }
@@ -203,18 +202,12 @@ struct Download {
     idle: Option<Duration>,
     deadline: Deadline,
     _active: Option<Active>,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
-impl http_body::Body for Download {
-    type Data = Bytes;
-    type Error = Failure;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let this = &mut *self;
+impl Download {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let this = self;
         match Pin::new(&mut this.incoming).poll_frame(cx) {
             Poll::Ready(None) if this.left.is_some_and(|left| left > 0) => Poll::Ready(Some(Err(
                 Failure::because(Kind::Truncated, "it is shorter than its Content-Length"),
@@ -233,6 +226,24 @@ impl http_body::Body for Download {
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(Failure::because(Kind::Truncated, error)))),
             Poll::Pending => this.deadline.poll(cx, this.idle).map(|()| Some(Err(Kind::BodyTimeout.into()))),
         }
+    }
+}
+
+impl http_body::Body for Download {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let polled = self.poll_next(cx);
+        match &polled {
+            Poll::Ready(Some(Err(_))) => self.in_flight.cut(true),
+            Poll::Ready(_) if self.is_end_stream() => self.in_flight.cut(false),
+            Poll::Ready(_) | Poll::Pending => {}
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

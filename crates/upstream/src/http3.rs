@@ -253,7 +253,7 @@ impl Http3 {
             deadline,
             upload,
             _active: active,
-            _in_flight: in_flight,
+            in_flight,
         };
         if body.has_ended().await {
             return Ok(Response::from_parts(parts, Body::Empty));
@@ -463,7 +463,7 @@ struct Download {
     /// What the request's body is still being sent by.
     upload: Option<Rest>,
     _active: Option<Active>,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -554,11 +554,19 @@ impl http_body::Body for Download {
         if let Some(first) = this.first.take() {
             return Poll::Ready(Some(first));
         }
-        if let Poll::Ready(next) = this.poll_next(cx) {
-            this.deadline.clear();
-            return Poll::Ready(next);
+        let polled = match this.poll_next(cx) {
+            Poll::Ready(next) => {
+                this.deadline.clear();
+                Poll::Ready(next)
+            }
+            Poll::Pending => this.deadline.poll(cx, this.idle).map(|()| Some(Err(Kind::BodyTimeout.into()))),
+        };
+        match &polled {
+            Poll::Ready(Some(Err(_))) => this.in_flight.cut(true),
+            Poll::Ready(_) if this.phase == Phase::Over => this.in_flight.cut(false),
+            Poll::Ready(_) | Poll::Pending => {}
         }
-        this.deadline.poll(cx, this.idle).map(|()| Some(Err(Kind::BodyTimeout.into())))
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

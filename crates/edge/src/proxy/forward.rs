@@ -15,7 +15,7 @@ use foregate_routing::{
     Variables, Verdict,
 };
 use foregate_upstream::{Outgoing, SendError, Transport};
-use http::header::{CONTENT_LENGTH, COOKIE, HOST, SET_COOKIE, TE, UPGRADE};
+use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, SET_COOKIE, TE, UPGRADE};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -72,7 +72,9 @@ impl Forwarding<'_> {
         // The client may have asked for trailers in words; HTTP/2 and 3 take them without asking.
         let ask_trailers = self.takes_trailers && headers.contains_key(TE);
         // The body a repetition would have, where one may follow (RFC 9110, section 9.2.2).
-        let (body, again) = match self.method.is_idempotent() && pool.retry.attempts > 0 {
+        // One that waits for 100 (Continue) waits for the VM to say so.
+        let keeps = self.method.is_idempotent() && pool.retry.attempts > 0 && !headers.contains_key(EXPECT);
+        let (body, again) = match keeps {
             true => keep(body).await.map_err(|failure| self.give_up(failure))?,
             false => (body, None),
         };
@@ -100,7 +102,12 @@ impl Forwarding<'_> {
         let mut without = Without::Usable;
         for left in (0..=pool.retry.attempts).rev() {
             let carried = cookies.as_ref().unwrap_or(&outgoing.headers);
-            let Pick { member, index, entry, in_flight } = match self.pick(pool, key, carried, &tried).await {
+            // Whoever holds on to what one VM has said does not wait for another.
+            let pick = match refused {
+                Some(_) => self.pick_now(pool, key, carried, &tried).ok_or(Without::Usable),
+                None => self.pick(pool, key, carried, &tried).await,
+            };
+            let Pick { member, index, entry, in_flight } = match pick {
                 Ok(pick) => pick,
                 Err(none) => {
                     without = none;
@@ -143,6 +150,7 @@ impl Forwarding<'_> {
             // Only a new connection has taken time.
             let begun = if reused { now } else { clock::now_nanos() };
             let may_leave = may_repeat && again.is_some() && pool.retry.covers(Cause::Timeout);
+            let mut leaving = None;
             let answer = {
                 let interim = |status, fields| self.pass_interim(status, fields);
                 let mut answer = pin!(link.send(&mut outgoing, in_flight, interim));
@@ -150,7 +158,11 @@ impl Forwarding<'_> {
                 let waiting = pool.patience().map(|patience| waits.begin(endpoint, begun, patience));
                 let is_lost = |cx: &Context<'_>| waiting.as_ref().is_some_and(|waiting| waiting.is_lost(cx));
                 poll_fn(|cx| match answer.as_mut().poll(cx) {
-                    Poll::Pending if may_leave && is_lost(cx) => Poll::Ready(Err(abandoned())),
+                    Poll::Pending if may_leave && is_lost(cx) => {
+                        // Where too many have left already, it waits on.
+                        leaving = pool.repeat();
+                        if leaving.is_some() { Poll::Ready(Err(abandoned())) } else { Poll::Pending }
+                    }
                     polled => polled,
                 })
                 .await
@@ -164,7 +176,8 @@ impl Forwarding<'_> {
                     let response = self.receive(response, cookie);
                     let again = again.clone().filter(|_| !well && left > 0);
                     let Some(again) = again else { return Ok(response) };
-                    refused = Some(response);
+                    refused.get_or_insert(response);
+                    drop(repetition.take());
                     repetition = pool.repeat();
                     if repetition.is_none() {
                         break;
@@ -175,20 +188,24 @@ impl Forwarding<'_> {
                 Err(SendError { failure, unsent }) => {
                     let cause = cause(failure.kind());
                     // A stale connection says nothing about its VM.
-                    let stale = reused && failure.kind() == Kind::Reset;
-                    if failure.kind().side() == Side::Upstream && !(stale && leaves_fields) {
+                    let untouched = unsent.is_some();
+                    let stale = reused && failure.kind() == Kind::Reset && (leaves_fields || untouched);
+                    if failure.kind().side() == Side::Upstream && !stale {
                         judge(false, now);
                     }
                     let covered = stale || cause.is_some_and(|cause| pool.retry.covers(cause));
-                    let untouched = unsent.is_some();
                     let body = unsent.or_else(|| again.clone().filter(|_| covered).map(Body::from));
                     failed = Some(Failed { member, failure });
                     let Some(body) = body.filter(|_| may_repeat) else { break };
                     if !(stale || untouched) {
-                        tried.push(index);
-                        repetition = pool.repeat();
+                        drop(repetition.take());
+                        repetition = leaving.or_else(|| pool.repeat());
                         if repetition.is_none() {
                             break;
+                        }
+                        // An only VM may do better on a new connection.
+                        if !(reused && pool.members().len() == 1) {
+                            tried.push(index);
                         }
                     }
                     body
@@ -273,10 +290,11 @@ impl Forwarding<'_> {
             }
             let look = Instant::now() + LOOK;
             let next = until.map_or(look, |until| until.min(look));
-            if timeout_at(next, &mut waiting).await.is_err() && until == Some(next) {
-                return Err(Without::Time);
-            }
-            own_turn = true;
+            own_turn = match timeout_at(next, &mut waiting).await {
+                Ok(()) => true,
+                Err(_) if until == Some(next) => return Err(Without::Time),
+                Err(_) => waiting.is_first(),
+            };
         }
     }
 

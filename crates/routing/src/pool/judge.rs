@@ -22,6 +22,10 @@ impl Pool {
     pub fn judge(&self, index: usize, entry: Entry, well: bool, now_nanos: u64) -> Option<Verdict> {
         let outlier = self.outlier.as_ref()?;
         let circuit = &self.members.get(index)?.endpoint.vitals.circuit;
+        if well && entry == Entry::Free && circuit.is_cut(outlier.consecutive_failures) {
+            // It begins well, but what it began before did not come to its end.
+            return self.set_aside(index, now_nanos);
+        }
         if well {
             return circuit.succeed(entry, now_nanos).then_some(Verdict::Restored);
         }
@@ -84,7 +88,7 @@ mod tests {
     use super::super::tests::{cookies, pool, spec};
     use super::*;
     use crate::dice::mix;
-    use crate::{Balance, Pick, PoolSpec, State, Sticky};
+    use crate::{Balance, InFlight, Pick, PoolSpec, State, Sticky};
 
     const SECOND: u64 = 1_000_000_000;
     const EJECT: Duration = Duration::from_secs(30);
@@ -96,6 +100,14 @@ mod tests {
     /// So many requests to a member fail, which are under way at the same time.
     fn fail(pool: &Pool, index: usize, times: usize, now: u64) -> Vec<Verdict> {
         (0..times).filter_map(|_| pool.judge(index, Entry::Free, false, now)).collect()
+    }
+
+    /// The request that tries a member.
+    fn trial(pool: &Pool, index: usize, now: u64) -> Entry {
+        let mut picks = (0..200).filter_map(|n| pool.pick(mix(n), &[], mix(!n), now));
+        let entry = picks.find(|pick| pick.index == index).unwrap().entry;
+        assert!(matches!(entry, Entry::Trial(_)), "{entry:?}");
+        entry
     }
 
     fn seen(pool: &Pool, tried: &[usize], now: u64) -> Vec<usize> {
@@ -123,9 +135,9 @@ mod tests {
                 (0..200).filter_map(|n| pool.pick(mix(n), &[], mix(!n), 31 * SECOND)).collect();
             assert_eq!(picks.len(), 200, "{balance}");
             let trials: Vec<_> = picks.iter().filter(|pick| pick.index == 1).map(|pick| pick.entry).collect();
-            assert_eq!(trials, [Entry::Trial], "{balance}");
+            assert!(matches!(trials[..], [Entry::Trial(_)]), "{balance}");
             drop(picks);
-            assert_eq!(pool.judge(1, Entry::Trial, true, 32 * SECOND), Some(Verdict::Restored));
+            assert_eq!(pool.judge(1, trials[0], true, 32 * SECOND), Some(Verdict::Restored));
             assert_eq!(seen(&pool, &[], 32 * SECOND), [0, 1, 2], "{balance}");
         }
     }
@@ -134,7 +146,9 @@ mod tests {
     fn who_fails_its_trial_stays_away() {
         let pool = pool(Balance::RoundRobin, &[(1, 0); 2]);
         fail(&pool, 0, 5, SECOND);
-        assert_eq!(pool.judge(0, Entry::Trial, false, 31 * SECOND), Some(Verdict::SetAside(EJECT * 2)));
+        let trial = trial(&pool, 0, 31 * SECOND);
+        assert_eq!(pool.judge(0, trial, false, 31 * SECOND), Some(Verdict::SetAside(EJECT * 2)));
+        assert_eq!(pool.judge(0, trial, false, 32 * SECOND), None, "once");
         assert_eq!(seen(&pool, &[], 90 * SECOND), [1]);
         assert_eq!(seen(&pool, &[], 91 * SECOND), [0, 1]);
     }
@@ -148,7 +162,8 @@ mod tests {
         assert_eq!(fail(&pool, 2, 50, SECOND), []);
         assert_eq!(seen(&pool, &[], SECOND), [2, 3]);
         // There is room again.
-        assert_eq!(pool.judge(0, Entry::Trial, true, 31 * SECOND), Some(Verdict::Restored));
+        let trial = trial(&pool, 0, 31 * SECOND);
+        assert_eq!(pool.judge(0, trial, true, 31 * SECOND), Some(Verdict::Restored));
         assert_eq!(fail(&pool, 2, 5, 31 * SECOND), [Verdict::SetAside(EJECT)]);
     }
 
@@ -196,7 +211,8 @@ mod tests {
         let headers = cookies(set.to_str().unwrap().split_once(';').unwrap().0);
         fail(&pool, 0, 5, SECOND);
         assert!(pool.pick_sticky(&headers, &[], 30 * SECOND).is_none());
-        assert_eq!(pool.pick_sticky(&headers, &[], 31 * SECOND).unwrap().entry, Entry::Trial);
+        let entry = pool.pick_sticky(&headers, &[], 31 * SECOND).unwrap().entry;
+        assert!(matches!(entry, Entry::Trial(_)));
         assert!(pool.pick_sticky(&headers, &[], 31 * SECOND).is_none(), "the trial is under way");
     }
 
@@ -211,6 +227,30 @@ mod tests {
         vitals.set_state(State::Down);
         vitals.set_state(State::Up);
         assert_eq!(seen(&pool, &[], SECOND), [0, 1]);
+    }
+
+    #[test]
+    fn who_cuts_its_responses_short_is_set_aside() {
+        let pool = pool(Balance::RoundRobin, &[(1, 0); 2]);
+        for _ in 0..5 {
+            assert_eq!(pool.judge(0, Entry::Free, true, SECOND), None);
+            InFlight::begin(&pool.members()[0].endpoint).cut(true);
+        }
+        assert_eq!(pool.judge(0, Entry::Free, true, SECOND), Some(Verdict::SetAside(EJECT)));
+        assert_eq!(seen(&pool, &[], SECOND), [1]);
+    }
+
+    #[test]
+    fn who_is_set_aside_gets_nothing_because_others_are_busy() {
+        let mut spec = spec(Balance::RoundRobin, &[(1, 0); 2]);
+        spec.members[1].max_requests = Some(1);
+        let pool = super::super::tests::built(spec);
+        fail(&pool, 0, 5, SECOND);
+        let one = pool.pick(0, &[], 0, SECOND).unwrap();
+        assert_eq!(one.index, 1);
+        assert!(pool.pick(0, &[], 0, SECOND).is_none() && pool.is_busy(&[], SECOND));
+        drop(one);
+        assert_eq!(pool.pick(0, &[], 0, SECOND).unwrap().index, 1);
     }
 
     #[test]

@@ -91,7 +91,7 @@ pub(super) struct Download {
     idle: Option<Duration>,
     /// Where the connection is not at hand, whose own is taken otherwise.
     deadline: Deadline,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 /// Who moves the connection.
@@ -118,15 +118,7 @@ impl Download {
         in_flight: InFlight,
     ) -> Download {
         let over = framing.as_ref().is_some_and(Framing::is_done);
-        Download {
-            drive,
-            framing,
-            reads: Reads::new(),
-            over,
-            idle,
-            deadline: Deadline::default(),
-            _in_flight: in_flight,
-        }
+        Download { drive, framing, reads: Reads::new(), over, idle, deadline: Deadline::default(), in_flight }
     }
 
     /// The next piece of the body from what the connection has read.
@@ -194,6 +186,7 @@ impl Download {
     /// Nothing more is read for this body.
     fn finish(&mut self) {
         self.over = true;
+        self.in_flight.cut(false);
         match std::mem::replace(&mut self.drive, Drive::Done) {
             Drive::Inline(http1, Some(shelf)) => http1.recycle(&shelf),
             // An upload beside it goes on: its task holds the connection as long as it needs it.
@@ -271,6 +264,7 @@ impl http_body::Body for Download {
             Err(failure) => {
                 // Whatever it still says is not to be trusted.
                 self.over = true;
+                self.in_flight.cut(true);
                 self.drive.give_up();
                 Some(Err(failure))
             }

@@ -1,0 +1,188 @@
+"""Two VMs behind the gateway, 2,000 requests/s, and one of them fails: what that costs visitors."""
+
+import argparse
+import dataclasses
+import datetime
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from compare import machine
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+USERS, RATE = 400, 5
+# Seconds into a run: the VM falls ill, and is well again. Its first second belongs to the handshakes.
+FALLS, STAYS_ILL, AFTER = 3, 10, 9
+CONFIG = """
+[server]
+addresses = "127.0.0.1"
+http = "off"
+https = {https}
+workers = 2
+state_dir = "{folder}"
+
+[tls]
+default_certificate = "localhost"
+
+[[tls.certificates]]
+cert = "cert.pem"
+key = "key.pem"
+
+[sites.all]
+hosts = "*"
+pool = "vms"
+
+[pools.vms]
+backends = ["127.0.0.1:{first}", "127.0.0.1:{second}"]
+health = {{ http = {{ path = "/healthz" }} }}
+retry = {{ on = ["connect", "reset", "timeout", "503"] }}
+"""
+
+
+@dataclasses.dataclass
+class Case:
+    """`fall` and `heal` are signals, or None where the process is killed and started anew."""
+
+    title: str
+    illness: str = "silent"
+    fall: int | None = signal.SIGUSR1
+    heal: int | None = signal.SIGUSR2
+    both: bool = False
+
+
+CASES = {
+    "kill": Case("is killed (SIGKILL) and started anew", fall=signal.SIGKILL, heal=None),
+    "hang": Case("hangs (SIGSTOP)", fall=signal.SIGSTOP, heal=signal.SIGCONT),
+    "refuse": Case("refuses connections", "refuses"),
+    "head": Case("resets within each head", "reset_mid_head"),
+    "body": Case("resets within each body", "reset_mid_body"),
+    "5xx": Case("answers 503", "fails"),
+    "slow": Case("takes 6 s for each answer", "slow_head"),
+    "garbage": Case("answers garbage", "garbage"),
+    "silent": Case("accepts, and never answers", "silent"),
+    "all": Case("both VMs are killed and started anew", fall=signal.SIGKILL, heal=None, both=True),
+}
+
+
+class Vm:
+    def __init__(self, folder, number, illness):
+        self.port, self.illness, self.log = machine.free_port(), illness, folder / f"vm{number}.log"
+        self.log.touch()
+        self.start()
+
+    def start(self):
+        words = [sys.executable, "-m", "drill.vm", str(self.port), self.illness, str(self.log)]
+        self.process = subprocess.Popen(words)
+        machine.wait_for(self.port, "a VM")
+
+    def served(self):
+        """(time, requests) of each moment."""
+        return [(float(at), int(count)) for at, count in (line.split() for line in self.log.read_text().splitlines())]
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def run(case, version, programs):
+    with tempfile.TemporaryDirectory(prefix="foregate-drill-") as name:
+        folder = pathlib.Path(name)
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+             "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-days", "30", "-subj", "/CN=localhost",
+             "-addext", "subjectAltName=DNS:localhost"],
+            check=True, capture_output=True,
+        )
+        vms = [Vm(folder, number, case.illness) for number in range(2)]
+        https = machine.free_port()
+        config = folder / "foregate.toml"
+        config.write_text(CONFIG.format(https=https, folder=folder, first=vms[0].port, second=vms[1].port))
+        log = (folder / "gateway.log").open("w")
+        gateway = subprocess.Popen([programs / "foregate", "run", "--config", config], stdout=log, stderr=log)
+        try:
+            machine.wait_for(https, "the gateway")
+            return _measure(case, version, programs, vms, https, folder)
+        finally:
+            gateway.kill()
+            gateway.wait()
+            for vm in vms:
+                vm.end()
+
+
+def _measure(case, version, programs, vms, https, folder):
+    ill = vms if case.both else vms[:1]
+    words = [programs / "tlsload", "users", version, f"https://localhost:{https}/", USERS, FALLS + STAYS_ILL + AFTER, RATE]
+    load = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(FALLS)
+    fell = time.time()
+    for vm in ill:
+        vm.process.send_signal(case.fall)
+    time.sleep(STAYS_ILL)
+    healed = time.time()
+    for vm in ill:
+        if case.heal:
+            vm.process.send_signal(case.heal)
+        else:
+            vm.process.wait()
+            vm.start()
+    out, errors = load.communicate()
+    done, failed = map(int, re.search(r"(\d+) requests, (\d+) failed", out).groups())
+    p99 = int(re.search(r"p99 (\d+)", out)[1]) / 1000
+    met = [at - fell for at in _failures(folder / "gateway.log") if fell <= at < healed]
+    return {
+        "failed": failed, "of": done + failed, "met": len(met), "last": max(met, default=None),
+        "share": _share(vms, healed), "p99": p99, "said": sorted(set(errors.splitlines()))[:3],
+    }
+
+
+def _failures(log):
+    """When an attempt failed."""
+    for line in log.read_text().splitlines():
+        found = re.match(r"(\S+Z)\s+WARN backend failed", line)
+        if found:
+            yield datetime.datetime.fromisoformat(found[1].replace("Z", "+00:00")).timestamp()
+
+
+def _share(vms, healed):
+    """Seconds until the VM serves nine tenths of what is its, over half a second."""
+    first, second = (vm.served() for vm in vms)
+    at = healed
+    while at < healed + AFTER - 1:
+        ours, others = (sum(count for when, count in each if at <= when < at + 0.5) for each in (first, second))
+        if ours and ours >= 0.9 * (ours + others) / 2:
+            return at - healed
+        at += 0.05
+    return None
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/drill", description=__doc__)
+    parser.add_argument("--versions", nargs="*", choices=["h1", "h2"], default=["h1", "h2"])
+    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--no-build", action="store_true", help="with what target/release holds")
+    options = parser.parse_args()
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    if not options.no_build:
+        words = ["cargo", "build", "--release", "--locked", "-p", "foregate", "-p", "foregate-bench"]
+        subprocess.run(words, check=True, cwd=ROOT)
+    print("| The VM | Version | Requests that failed | Attempts that met it | The last one after | Its full share again after | p99 |")
+    print("|---|---|---|---|---|---|---|")
+    for name in options.cases:
+        for version in options.versions:
+            row = run(CASES[name], version, target / "release")
+            last = "-" if row["last"] is None else f"{row['last']:.2f} s"
+            share = "later" if row["share"] is None else f"{row['share']:.2f} s"
+            cells = [CASES[name].title, {"h1": "HTTP/1.1", "h2": "HTTP/2"}[version]]
+            cells += [f"{row['failed']} of {row['of']:,}", row["met"], last, share, f"{row['p99']:.1f} ms"]
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+            for line in row["said"]:
+                print(f"  {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
