@@ -81,11 +81,16 @@ impl Waiting<'_> {
     pub(crate) fn is_lost(&self, cx: &Context<'_>) -> bool {
         let mut all = self.waits.all.borrow_mut();
         let Some(wait) = all.get_mut(self.key) else { return false };
-        // Told again and again: it may not be able to leave at first.
         if !wait.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             wait.waker = Some(cx.waker().clone());
         }
         wait.endpoint.vitals.is_lost(wait.mark)
+    }
+
+    /// The same, for who does not wait any more.
+    pub(crate) fn was_lost(&self) -> bool {
+        let all = self.waits.all.borrow();
+        all.get(self.key).is_some_and(|wait| wait.endpoint.vitals.is_lost(wait.mark))
     }
 }
 

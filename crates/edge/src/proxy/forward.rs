@@ -4,17 +4,17 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use foregate_exchange::head::{self, Origin};
 use foregate_exchange::{Body, Failure, Kind, Side, clock};
 use foregate_routing::{
-    Address, Cause, HeaderEdit, Matched, Member, Pick, Pool, Repetition, RequestView, UpstreamHost,
+    Address, Cause, HeaderEdit, InFlight, Matched, Member, Pick, Pool, Repetition, RequestView, UpstreamHost,
     Variables, Verdict,
 };
-use foregate_upstream::{Outgoing, SendError, Transport};
+use foregate_upstream::{Link, Outgoing, SendError, Transport};
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, SET_COOKIE, TE, UPGRADE};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{Interim, edit};
 use crate::answer::Answer;
 use crate::peer::Peer;
+use crate::waits::Waiting;
 use crate::worker::{Prepared, Worker};
 
 /// A body up to this length is kept, so that its request can be made again.
@@ -150,23 +151,9 @@ impl Forwarding<'_> {
             // Only a new connection has taken time.
             let begun = if reused { now } else { clock::now_nanos() };
             let may_leave = may_repeat && again.is_some() && pool.retry.covers(Cause::Timeout);
-            let mut leaving = None;
-            let answer = {
-                let interim = |status, fields| self.pass_interim(status, fields);
-                let mut answer = pin!(link.send(&mut outgoing, in_flight, interim));
-                let waits = &self.worker.waits;
-                let waiting = pool.patience().map(|patience| waits.begin(endpoint, begun, patience));
-                let is_lost = |cx: &Context<'_>| waiting.as_ref().is_some_and(|waiting| waiting.is_lost(cx));
-                poll_fn(|cx| match answer.as_mut().poll(cx) {
-                    Poll::Pending if may_leave && is_lost(cx) => {
-                        // Where too many have left already, it waits on.
-                        leaving = pool.repeat();
-                        if leaving.is_some() { Poll::Ready(Err(abandoned())) } else { Poll::Pending }
-                    }
-                    polled => polled,
-                })
-                .await
-            };
+            let waiting = pool.patience().map(|patience| self.worker.waits.begin(endpoint, begun, patience));
+            let waiting = waiting.as_ref().filter(|_| may_leave);
+            let answer = self.send(link, &mut outgoing, in_flight, waiting).await;
             let now = clock::now_nanos();
             let body = match answer {
                 Ok(response) => {
@@ -199,8 +186,10 @@ impl Forwarding<'_> {
                     let Some(body) = body.filter(|_| may_repeat) else { break };
                     if !(stale || untouched) {
                         drop(repetition.take());
-                        repetition = leaving.or_else(|| pool.repeat());
-                        if repetition.is_none() {
+                        // Where the VM is dead nothing is done twice.
+                        let dead = waiting.is_some_and(Waiting::was_lost);
+                        repetition = if dead { None } else { pool.repeat() };
+                        if repetition.is_none() && !dead {
                             break;
                         }
                         // An only VM may do better on a new connection.
@@ -227,6 +216,26 @@ impl Forwarding<'_> {
                 None => self.turn_away(pool, without),
             }),
         }
+    }
+
+    /// Sends the request and waits for the head of its answer; who may leave does when its VM is set aside meanwhile.
+    async fn send(
+        &self,
+        link: Link,
+        outgoing: &mut Outgoing,
+        in_flight: InFlight,
+        leaves: Option<&Waiting<'_>>,
+    ) -> Result<Response<Body>, SendError> {
+        let mut answer =
+            pin!(link.send(outgoing, in_flight, |status, fields| self.pass_interim(status, fields)));
+        poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Pending if leaves.is_some_and(|waiting| waiting.is_lost(cx)) => {
+                let failure = Failure::because(Kind::HeadTimeout, "it answers no probe either");
+                Poll::Ready(Err(SendError { failure, unsent: None }))
+            }
+            polled => polled,
+        })
+        .await
     }
 
     /// The VM for the next attempt.
@@ -458,12 +467,6 @@ fn cause(kind: Kind) -> Option<Cause> {
         Kind::HeadTimeout | Kind::BodyTimeout => Some(Cause::Timeout),
         Kind::ClientGone | Kind::ClientBody | Kind::ClientBodyTimeout | Kind::ClientBodyTooLarge => None,
     }
-}
-
-/// The VM was set aside while a request waited that may go elsewhere.
-fn abandoned() -> SendError {
-    let failure = Failure::because(Kind::HeadTimeout, "it answers no probe either");
-    SendError { failure, unsent: None }
 }
 
 /// Reads a short body, so that it can be sent twice; a long one, or one with trailers, cannot.
