@@ -72,6 +72,14 @@ def tell_hung(request, context):
         return json.dumps(hung).encode()
 
 
+def check(request, context):
+    """grpc.health.v1: a HealthCheckRequest is field 1, a string; a HealthCheckResponse field 1, 1 for SERVING."""
+    service = request[2:].decode()
+    if service not in ("", "foregate.Test", "ill"):
+        context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+    return b"\x08\x02" if service == "ill" else b"\x08\x01"
+
+
 def main():
     methods = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
@@ -84,7 +92,11 @@ def main():
         "Hung": grpc.unary_unary_rpc_method_handler(tell_hung),
     }
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=40), options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("foregate.Test", methods),))
+    health = {"Check": grpc.unary_unary_rpc_method_handler(check)}
+    server.add_generic_rpc_handlers((
+        grpc.method_handlers_generic_handler("foregate.Test", methods),
+        grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),
+    ))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     say(port=port)

@@ -127,6 +127,53 @@ async fn a_vm_falls_and_rises_by_its_tcp_probe() {
     gw.stop().await;
 }
 
+#[tokio::test]
+async fn a_vm_falls_and_rises_by_its_grpc_probe() {
+    for http3 in [false, true] {
+        // SERVING is 1, NOT_SERVING 2.
+        let serving = Arc::new(AtomicU16::new(1));
+        let says = serving.clone();
+        let vm = origin().named("a").on("/grpc.health.v1.Health/Check", move |call| {
+            let says = says.load(Ordering::SeqCst);
+            Box::pin(async move {
+                let mut question = Vec::new();
+                while let Ok(Some(data)) = call.data().await {
+                    question.extend_from_slice(&data);
+                }
+                assert_eq!(question, b"\0\0\0\0\x05\x0a\x03api");
+                call.start(200, &Fields::new().with("content-type", "application/grpc"), None).await;
+                let _ = call.write(vec![0, 0, 0, 0, 2, 8, says.to_le_bytes()[0]].into()).await;
+                call.finish(&Fields::new().with("grpc-status", "0")).await;
+            })
+        });
+        let (vm, scheme, tls) = match http3 {
+            true => (vm.http3("vm.lan", false).start().await, "h3", "tls = { verify = false }"),
+            false => (vm.http2().start().await, "h2c", ""),
+        };
+        let text = format!(
+            "[sites.\"shop.test\"]\npool = \"vms\"\n[pools.vms]\nbackends = \"{scheme}://{}\"\n{tls}\n\
+             health = {{ grpc = {{ service = \"api\" }}, {OFTEN} }}\n",
+            vm.address()
+        );
+        let gw = gateway().named(&["shop.test"]).toml(&text).start().await;
+        let probe = vm.saw("a probe", |request| request.method == "POST").await;
+        assert_eq!(
+            (probe.fields.get("content-type"), probe.fields.get("te")),
+            (Some("application/grpc"), Some("trailers")),
+            "HTTP/3: {http3}"
+        );
+        assert_eq!(gw.request(Version::H2, get("/")).await.status, 200);
+        serving.store(2, Ordering::SeqCst);
+        let fallen = || gw.log().having(&["is down", "gRPC probe: NOT_SERVING"]).pop();
+        eventually("its fall", fallen).await;
+        assert_eq!(gw.request(Version::H2, get("/")).await.status, 503);
+        serving.store(1, Ordering::SeqCst);
+        eventually("its rise", || gw.log().having(&["is up"]).pop()).await;
+        assert_eq!(gw.request(Version::H2, get("/")).await.status, 200);
+        gw.stop().await;
+    }
+}
+
 /// Two failures are not three.
 #[tokio::test]
 async fn a_short_illness_changes_nothing() {

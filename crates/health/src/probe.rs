@@ -1,5 +1,6 @@
 //! The life of one endpoint's probe, and why a probe may fail.
 
+mod grpc;
 mod http;
 mod tcp;
 
@@ -38,6 +39,10 @@ pub(crate) async fn watch(
             let mut probe = http::HttpProbe::new(&endpoint, &transport, ask, check.timeout);
             attend(&endpoint, &check, &standing, async || probe.run().await).await;
         }
+        Probe::Grpc { service } => {
+            let mut probe = http::HttpProbe::new(&endpoint, &transport, serving(service), check.timeout);
+            attend(&endpoint, &check, &standing, async || probe.run().await).await;
+        }
         Probe::Tcp => {
             let probe = tcp::TcpProbe::new(&endpoint, check.timeout);
             attend(&endpoint, &check, &standing, async || probe.run().await).await;
@@ -45,7 +50,7 @@ pub(crate) async fn watch(
     }
 }
 
-/// One probe of a VM that lets requests wait: its pool's own over HTTP, where there is one. A port that is open says
+/// One probe of a VM that lets requests wait: its pool's own over HTTP or gRPC, where there is one. A port that is open says
 /// nothing of a program that hangs, so otherwise anything it does upon HEAD is a sign of life.
 pub(crate) async fn once(
     endpoint: &Endpoint,
@@ -54,18 +59,19 @@ pub(crate) async fn once(
 ) -> Result<(), Unwell> {
     const ANY: &[RangeInclusive<u16>] = &[100..=599];
     let timeout = check.map_or(LIFE, |check| check.timeout);
-    let is_http = check.is_some_and(|check| matches!(check.probe, Probe::Http { .. }));
+    let asks = check.is_some_and(|check| check.probe != Probe::Tcp);
     let ask = match check.map(|check| &check.probe) {
         Some(Probe::Http { path, status, host, contains }) => {
             asked(path, status, host.as_deref(), contains.as_deref())
         }
+        Some(Probe::Grpc { service }) => serving(service),
         Some(Probe::Tcp) | None => http::Ask { method: Method::HEAD, ..asked("/", ANY, None, None) },
     };
     let found = http::HttpProbe::new(endpoint, transport, ask, timeout).run().await;
     match found {
         // It has something against the question, so it is alive.
         Err(Unwell::Failed(failure))
-            if !is_http && matches!(failure.kind(), Kind::Reset | Kind::BadResponse | Kind::Truncated) =>
+            if !asks && matches!(failure.kind(), Kind::Reset | Kind::BadResponse | Kind::Truncated) =>
         {
             Ok(())
         }
@@ -79,7 +85,16 @@ fn asked<'c>(
     host: Option<&'c str>,
     contains: Option<&'c str>,
 ) -> http::Ask<'c> {
-    http::Ask { method: Method::GET, path, status, host, contains }
+    http::Ask { method: Method::GET, path, host, wanted: http::Wanted::Answer { status, contains } }
+}
+
+fn serving(service: &str) -> http::Ask<'_> {
+    http::Ask {
+        method: Method::POST,
+        path: grpc::PATH,
+        host: None,
+        wanted: http::Wanted::Serving { service },
+    }
 }
 
 /// One probe soon after the start, then one every interval, counted from start to start; never two at once.
@@ -135,6 +150,8 @@ pub(crate) enum Unwell {
     Status { found: StatusCode, expected: String },
     #[error("HTTP probe: \"{0}\" is not in the first 64 KiB of the body")]
     Missing(Box<str>),
+    #[error("gRPC probe: {0}")]
+    NotServing(String),
     /// The configuration lets none of these through.
     #[error("HTTP probe: {0} cannot be asked for")]
     Unaskable(String),

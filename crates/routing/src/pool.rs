@@ -118,6 +118,8 @@ pub enum Probe {
     },
     /// A connection.
     Tcp,
+    /// That this service of `grpc.health.v1` is serving; the empty one is the VM as a whole.
+    Grpc { service: Box<str> },
 }
 
 /// One backend of a pool in a snapshot.

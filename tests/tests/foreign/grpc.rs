@@ -1,7 +1,7 @@
 //! gRPC: grpcio on both sides.
 
 use foregate_tests::{
-    Gateway, Lease, closed_port,
+    Gateway, Lease, closed_port, eventually,
     foreign::{Running, Trust, said, script, told},
     gateway,
 };
@@ -22,13 +22,32 @@ impl Rpc {
         let port = lines.first().and_then(|line| said(line)).and_then(|told| told["port"].as_u64());
         let Some(port) = port else { panic!("the gRPC server does not start: {:#?}", server.finish().await) };
         let nobody = closed_port();
-        let text = format!(
-            "[sites.\"rpc.test\"]\npool = \"rpc\"\n\
+        // The same server, by what its health service says of this service.
+        let probed = |service: &str| {
+            format!(
+                "[sites.\"{service}.probed.test\"]\npool = \"{service}\"\n[pools.\"{service}\"]\n\
+                 backends = \"h2c://127.0.0.1:{port}\"\n\
+                 health = {{ grpc = {{ service = \"{service}\" }}, interval = \"100ms\", fall = 1 }}\n"
+            )
+        };
+        let text = ["foregate.Test", "ill", "strange"].map(probed).concat()
+            + &format!(
+                "[sites.\"rpc.test\"]\npool = \"rpc\"\n\
              [pools.rpc]\nprotocol = \"h2c\"\nbackends = [\"127.0.0.1:{port}\"]\n\
              [sites.\"nobody.test\"]\npool = \"h2c://127.0.0.1:{}\"\n",
-            nobody.port
-        );
-        let gw = gateway().named(&["rpc.test", "nobody.test"]).toml(&text).start().await;
+                nobody.port
+            );
+        let gw = gateway()
+            .named(&[
+                "rpc.test",
+                "nobody.test",
+                "foregate.Test.probed.test",
+                "ill.probed.test",
+                "strange.probed.test",
+            ])
+            .toml(&text)
+            .start()
+            .await;
         Rpc { gw, trust: Trust::new(), _server: server, _nobody: nobody }
     }
 
@@ -53,6 +72,21 @@ async fn grpc_unary_calls() {
     }
     let told = rpc.call("concurrent", "rpc.test").await;
     assert_eq!(told["right"], json!(300), "{told}");
+    rpc.gw.stop().await;
+}
+
+#[tokio::test]
+async fn grpc_health_is_asked_for() {
+    let rpc = Rpc::start().await;
+    let down = async |pool: &str, reason: &str| {
+        let words = ["is down", &format!("pool=\"{pool}\""), &format!("reason=gRPC probe: {reason}")];
+        eventually(&format!("{words:?}"), || rpc.gw.log().having(&words).pop()).await;
+    };
+    down("ill", "NOT_SERVING").await;
+    down("strange", "status 5 (unknown service)").await;
+    assert!(rpc.gw.log().having(&["is down", "foregate.Test"]).is_empty());
+    let told = rpc.call("unary", "foregate.Test.probed.test").await;
+    assert_eq!(told["code"], json!("OK"), "{told}");
     rpc.gw.stop().await;
 }
 

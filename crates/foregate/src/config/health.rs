@@ -25,6 +25,7 @@ pub(super) struct HealthLayer {
 enum ProbeLayer {
     Http(HttpLayer),
     Tcp,
+    Grpc(String),
     /// It was written, and wrong.
     Unreadable,
 }
@@ -40,23 +41,26 @@ struct HttpLayer {
 impl HealthLayer {
     pub(super) fn read(value: &Value<'_>) -> Option<HealthLayer> {
         let table = value.table_or("\"off\" or a table such as { http = { path = \"/healthz\" } }")?;
-        let http = table.get("http");
-        let tcp = table.get("tcp");
-        if let (Some(http), Some(tcp)) = (&http, &tcp) {
-            let problem = Problem::error(tcp.place(), "a health check is either `http` or `tcp`");
-            table.problem(problem.other(http.place(), "there is this already"));
+        let kinds = ["http", "tcp", "grpc"].map(|kind| (kind, table.get(kind)));
+        let mut written = kinds.iter().filter_map(|(kind, value)| Some((*kind, value.as_ref()?)));
+        let first = written.next();
+        if let (Some((_, first)), Some((_, second))) = (first, written.next()) {
+            let problem = Problem::error(second.place(), "a health check is one of `http`, `tcp` and `grpc`");
+            table.problem(problem.other(first.place(), "there is this already"));
         }
-        let probe = match (http, tcp) {
-            (Some(http), _) => {
-                Some(http.table().map_or(ProbeLayer::Unreadable, |t| ProbeLayer::Http(read_http(t))))
+        let probe = first.map(|(kind, value)| match (kind, value.table()) {
+            (_, None) => ProbeLayer::Unreadable,
+            ("http", Some(http)) => ProbeLayer::Http(read_http(http)),
+            ("grpc", Some(grpc)) => {
+                let service = grpc.read("service", Value::string);
+                grpc.finish();
+                ProbeLayer::Grpc(service.map(|service| service.value).unwrap_or_default())
             }
-            (None, Some(tcp)) => Some(tcp.table().map_or(ProbeLayer::Unreadable, |table| {
-                table.finish();
+            (_, Some(tcp)) => {
+                tcp.finish();
                 ProbeLayer::Tcp
-            })),
-            (None, None) => table.get("grpc").map(|_| ProbeLayer::Unreadable),
-        };
-        table.never_yet(&["grpc"]);
+            }
+        });
         let count = |value: &Value<'_>| value.number(1, 1000, "a number from 1 to 1000");
         let layer = HealthLayer {
             probe,
@@ -69,22 +73,26 @@ impl HealthLayer {
         Some(layer)
     }
 
+    pub(super) fn is_grpc(&self) -> bool {
+        matches!(self.probe, Some(ProbeLayer::Grpc(_)))
+    }
+
     /// The check after all layers. `place` is the pool's.
     pub(super) fn compile(&self, place: Place, problems: &Problems) -> Option<HealthCheck> {
-        let probe =
-            match &self.probe {
-                Some(ProbeLayer::Http(http)) => http.compile(),
-                Some(ProbeLayer::Tcp) => Probe::Tcp,
-                Some(ProbeLayer::Unreadable) => return None,
-                None => {
-                    let problem =
-                        Problem::error(place, "the health check of this pool does not say what it probes");
-                    problems.push(problem.help(
-                        "write `health = { http = { path = \"/healthz\" } }` or `health = { tcp = {} }`",
+        let probe = match &self.probe {
+            Some(ProbeLayer::Http(http)) => http.compile(),
+            Some(ProbeLayer::Tcp) => Probe::Tcp,
+            Some(ProbeLayer::Grpc(service)) => Probe::Grpc { service: service.as_str().into() },
+            Some(ProbeLayer::Unreadable) => return None,
+            None => {
+                let problem =
+                    Problem::error(place, "the health check of this pool does not say what it probes");
+                problems.push(problem.help(
+                        "write `health = { http = { path = \"/healthz\" } }`, `health = { tcp = {} }` or `health = { grpc = {} }`",
                     ));
-                    return None;
-                }
-            };
+                return None;
+            }
+        };
         Some(HealthCheck {
             probe,
             interval: self.interval.unwrap_or(Duration::from_secs(5)),

@@ -68,6 +68,10 @@ impl PoolLayer {
         layer
     }
 
+    pub(super) fn probes_grpc(&self) -> bool {
+        self.health.as_ref().value().is_some_and(HealthLayer::is_grpc)
+    }
+
     fn read(table: &Table<'_>) -> PoolLayer {
         let balancers: Vec<(&str, Balance)> = Balance::NAMES.into_iter().zip(Balance::ALL).collect();
         let layer = PoolLayer {

@@ -104,6 +104,15 @@ pub(super) fn compile(pool: &PoolDraft, layer: &PoolLayer, problems: &Problems) 
         problems.push(problem.help("write \"host:port\", or another `protocol`"));
         return None;
     }
+    if protocol == Protocol::Http1 && layer.probes_grpc() {
+        let message =
+            format!("gRPC probes need HTTP/2 or HTTP/3, and the pool `{}` speaks HTTP/1.1", pool.name.value);
+        let problem = Problem::error(pool.name.place, message);
+        problems.push(
+            problem.help("write `protocol = \"h2c\"`, or addresses such as \"h2c://192.168.1.10:50051\""),
+        );
+        return None;
+    }
     let tls = if encrypted { Some(tls_spec(pool, layer, problems)?) } else { None };
     let (connect_timeout, keep_alive) = match layer.timeouts.as_ref() {
         Said::Nothing => (Some(CONNECT), Some(KEEP_ALIVE)),

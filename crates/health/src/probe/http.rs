@@ -1,4 +1,5 @@
-//! The `http` probe: `GET` over the pool's own protocol and TLS; the status and perhaps a text decide.
+//! The `http` and the `grpc` probe: a request over the pool's own protocol and TLS; the status and perhaps a text decide,
+//! or the message.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -8,13 +9,13 @@ use std::time::Duration;
 use foregate_exchange::{Body, Failure, Kind};
 use foregate_routing::{Address, Endpoint, InFlight};
 use foregate_upstream::{Client, Link, Outgoing, Transport};
-use http::header::USER_AGENT;
+use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout};
 
-use super::Unwell;
+use super::{Unwell, grpc};
 
 /// So much of a body is read and searched; [`Unwell::Missing`] names it.
 const MAX_BODY: usize = 64 * 1024;
@@ -23,10 +24,16 @@ const MAX_BODY: usize = 64 * 1024;
 pub(super) struct Ask<'c> {
     pub(super) method: Method,
     pub(super) path: &'c str,
-    pub(super) status: &'c [RangeInclusive<u16>],
     /// `None` sends the endpoint's address.
     pub(super) host: Option<&'c str>,
-    pub(super) contains: Option<&'c str>,
+    pub(super) wanted: Wanted<'c>,
+}
+
+pub(super) enum Wanted<'c> {
+    /// One of these statuses, and this text in the body.
+    Answer { status: &'c [RangeInclusive<u16>], contains: Option<&'c str> },
+    /// That this service of gRPC is serving.
+    Serving { service: &'c str },
 }
 
 pub(super) struct HttpProbe<'c> {
@@ -70,21 +77,34 @@ impl<'c> HttpProbe<'c> {
         };
         let (head, body) = answered?.into_parts();
 
-        // Read even where nothing is sought: a connection closed upon an unread body looks like a failure
-        // to the VM, and cannot be used again.
-        let text = self.ask.contains.unwrap_or_default();
-        let mut found = text.is_empty();
         let left = self.timeout.saturating_sub(begun.elapsed());
-        let read = timeout(left, search(body, text.as_bytes(), &mut found)).await;
-
-        if !self.ask.status.iter().any(|range| range.contains(&head.status.as_u16())) {
-            return Err(Unwell::Status { found: head.status, expected: expected(self.ask.status) });
-        }
-        match read {
-            _ if found => Ok(()),
-            Err(_) => Err(Unwell::Silent(self.timeout)),
-            Ok(Err(failure)) => Err(Unwell::Failed(failure)),
-            Ok(Ok(())) => Err(Unwell::Missing(text.into())),
+        match self.ask.wanted {
+            Wanted::Answer { status, contains } => {
+                // Read even where nothing is sought: a connection closed upon an unread body looks like a failure
+                // to the VM, and cannot be used again.
+                let text = contains.unwrap_or_default();
+                let mut found = text.is_empty();
+                let read = timeout(left, search(body, text.as_bytes(), &mut found)).await;
+                if !status.iter().any(|range| range.contains(&head.status.as_u16())) {
+                    return Err(Unwell::Status { found: head.status, expected: expected(status) });
+                }
+                match read {
+                    _ if found => Ok(()),
+                    Err(_) => Err(Unwell::Silent(self.timeout)),
+                    Ok(Err(failure)) => Err(Unwell::Failed(failure)),
+                    Ok(Ok(())) => Err(Unwell::Missing(text.into())),
+                }
+            }
+            Wanted::Serving { .. } => {
+                let Ok(read) = timeout(left, message(body)).await else {
+                    return Err(Unwell::Silent(self.timeout));
+                };
+                let (message, trailers) = read.map_err(Unwell::Failed)?;
+                if head.status != StatusCode::OK {
+                    return Err(Unwell::Status { found: head.status, expected: "200".to_owned() });
+                }
+                grpc::answer(trailers.as_ref().unwrap_or(&head.headers), &message).map_err(Unwell::NotServing)
+            }
         }
     }
 
@@ -120,13 +140,19 @@ impl<'c> HttpProbe<'c> {
         let Ok(authority) = HeaderValue::from_str(&host) else {
             return Err(Unwell::Unaskable(format!("host \"{host}\"")));
         };
+        let mut headers = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static("foregate-health"))]);
+        let (mut body, mut ask_trailers) = (Body::Empty, false);
+        if let Wanted::Serving { service } = self.ask.wanted {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            (body, ask_trailers) = (Body::from(grpc::question(service)), true);
+        }
         let mut outgoing = Outgoing {
             method: self.ask.method.clone(),
             target,
             authority,
-            headers: HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static("foregate-health"))]),
-            body: Body::Empty,
-            ask_trailers: false,
+            headers,
+            body,
+            ask_trailers,
             upgrade: None,
             // The check's own time-out covers both.
             response_timeout: None,
@@ -175,6 +201,20 @@ async fn search(mut body: Body, text: &[u8], found: &mut bool) -> Result<(), Fai
             *found || seen.get(from..).is_some_and(|new| new.windows(text.len()).any(|part| part == text));
     }
     Ok(())
+}
+
+/// Reads a body up to [`MAX_BODY`] bytes, and its trailers.
+async fn message(mut body: Body) -> Result<(Vec<u8>, Option<HeaderMap>), Failure> {
+    let (mut message, mut trailers) = (Vec::new(), None);
+    while message.len() < MAX_BODY
+        && let Some(frame) = body.frame().await
+    {
+        match frame?.into_data() {
+            Ok(data) => message.extend_from_slice(&data),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    Ok((message, trailers))
 }
 
 #[cfg(test)]

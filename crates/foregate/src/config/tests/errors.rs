@@ -207,7 +207,8 @@ routes = [{ paths = "/a/", when = { client_cert = true }, mirror = { pool = "sho
 backends = ["10.0.0.1:443", { address = "10.0.0.2:80", bandwidth = "1Mbit/s" }]
 send_proxy = "v2"
 retry = { attempts = 2, hedge_after = "80ms" }
-health = { grpc = {} }
+health = { tcp = {} }
+wake = { command = ["true"] }
 "#;
     let told: Vec<String> = complaints(body)
         .iter()
@@ -229,7 +230,7 @@ health = { grpc = {} }
             "23:56 `pools.shop.backends[1].bandwidth` is not supported yet",
             "24:1 `pools.shop.send_proxy` is not supported yet",
             "25:25 `pools.shop.retry.hedge_after` is not supported yet",
-            "26:12 `pools.shop.health.grpc` is not supported yet",
+            "27:1 `pools.shop.wake` is not supported yet",
         ]
     );
 }
@@ -545,11 +546,23 @@ fn mistakes_in_pools() {
         ),
         (
             "backends = \"10.0.0.1:80\"\nhealth = { interval = \"1s\" }",
-            "3:8 the health check of this pool does not say what it probes | write `health = { http = { path = \"/healthz\" } }` or `health = { tcp = {} }`",
+            "3:8 the health check of this pool does not say what it probes | write `health = { http = { path = \"/healthz\" } }`, `health = { tcp = {} }` or `health = { grpc = {} }`",
+        ),
+        (
+            "backends = \"10.0.0.1:80\"\nhealth = { grpc = {} }",
+            "3:8 gRPC probes need HTTP/2 or HTTP/3, and the pool `p` speaks HTTP/1.1 | write `protocol = \"h2c\"`, or addresses such as \"h2c://192.168.1.10:50051\"",
+        ),
+        (
+            "backends = \"10.0.0.1:80\"\nretry = { on = [\"500\"] }",
+            "5:17 `pools.p.retry.on[0]` must be \"connect\", \"reset\", \"timeout\", \"502\", \"503\" or \"504\" | did you mean `502`?",
+        ),
+        (
+            "backends = \"10.0.0.1:80\"\nretry = { budget = \"120%\" }",
+            "5:20 \"120%\" is not a share | write a whole number from 0 to 100 and a percent sign: \"50%\"",
         ),
         (
             "backends = \"10.0.0.1:80\"\nhealth = { tcp = {}, http = {} }",
-            "5:18 a health check is either `http` or `tcp`",
+            "5:18 a health check is one of `http`, `tcp` and `grpc`",
         ),
         (
             "backends = \"10.0.0.1:80\"\nbalance = \"round-robin\"",

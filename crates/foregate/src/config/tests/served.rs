@@ -148,7 +148,7 @@ health = "off"
     let health = |path: &str| pool_of(route(&loaded, "a.example.com", path)).health.clone();
     let http = |path: &str| match health(path).unwrap().probe {
         Probe::Http { path, contains, .. } => (path.to_string(), contains.map(String::from)),
-        Probe::Tcp => panic!("not http"),
+        Probe::Tcp | Probe::Grpc { .. } => panic!("not http"),
     };
     let inline = health("/").unwrap();
     assert_eq!((inline.interval, inline.fall), (Duration::from_secs(9), 3));

@@ -12,7 +12,8 @@ use crate::testing::{Answer, Origin, body, status, transport, until};
 const PATIENT: Duration = Duration::from_secs(10);
 
 fn ask<'c>(status: &'c [RangeInclusive<u16>], contains: Option<&'c str>) -> Ask<'c> {
-    Ask { method: Method::GET, path: "/healthz?full=1", status, host: None, contains }
+    let wanted = Wanted::Answer { status, contains };
+    Ask { method: Method::GET, path: "/healthz?full=1", host: None, wanted }
 }
 
 fn vm(address: SocketAddr) -> Arc<Endpoint> {
