@@ -386,6 +386,50 @@ async fn who_cuts_its_responses_short_is_set_aside() {
     }
 }
 
+/// A response that the client's own mistake cuts short says nothing of the VM.
+#[tokio::test]
+async fn what_the_client_breaks_is_not_the_vms_fault() {
+    for kind in ["http1", "h2c", "h3"] {
+        let early = |name: &str| {
+            origin().named(name).on("/", |call| {
+                Box::pin(async move {
+                    call.start(200, &Fields::new(), None).await;
+                    let _ = call.write("x".into()).await;
+                    let _ = call.drain().await;
+                    call.finish(&Fields::new()).await;
+                })
+            })
+        };
+        let made = |name: &str| match kind {
+            "h2c" => early(name).http2(),
+            "h3" => early(name).http3("vm.lan", false),
+            _ => early(name),
+        };
+        let (a, b) = (made("a").start().await, made("b").start().await);
+        let scheme = if kind == "http1" { "http" } else { kind };
+        let backends = [&a, &b].map(|vm| format!("{scheme}://{}", vm.address()));
+        let tls = if kind == "h3" { "tls = { verify = false }" } else { "" };
+        let keys = format!(
+            "balance = \"first\"\noutlier = {{ consecutive_failures = 2 }}\n{tls}\n[defaults.sites]\nrequest_body = \"1KiB\""
+        );
+        let gw = with(&keys, &backends).await;
+        for version in Version::ALL {
+            let client = gw.client(version, "shop.test").await;
+            for _ in 0..3 {
+                let mut exchange = client.open(&post("/", "").unannounced()).await.unwrap();
+                let (status, _) = exchange.down.head(&mut Vec::new()).await.unwrap();
+                assert_eq!(status, 200, "{kind} {version:?}");
+                let _ = exchange.up.data(vec![0; 4096].into()).await;
+                let _ = exchange.up.finish(&Fields::new()).await;
+                while let Ok(Some(_)) = exchange.down.data().await {}
+            }
+        }
+        assert!(gw.log().having(&["set aside"]).is_empty(), "{kind}");
+        assert!(b.requests().is_empty(), "{kind}");
+        gw.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn where_retries_are_off_the_first_failure_is_the_answer() {
     for version in Version::ALL {

@@ -3,12 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use foregate_tests::{
-    Client, Fields, Gateway, Origin, Reply, Request, Version, eventually, gateway, get, origin,
+    Client, Fields, Gateway, Origin, Reply, Request, Version, eventually, eventually_async, gateway, get,
+    origin,
 };
 use tokio::{sync::Notify, task::JoinHandle};
 
@@ -196,6 +200,53 @@ async fn nobody_waits_while_another_vm_has_room() {
         assert_eq!((reply.status, reply.vm()), (200, "b"), "{version:?}");
         release.notify_one();
         assert_eq!(second.await.unwrap().status, 200, "{version:?}");
+        gw.stop().await;
+    }
+}
+
+/// Their VM is set aside, and the other one busy: they wait like anybody else, and their worker goes on.
+#[tokio::test]
+async fn who_is_stuck_to_a_vm_that_is_set_aside_waits_too() {
+    for version in Version::ALL {
+        let ill = Arc::new(AtomicBool::new(false));
+        let flag = ill.clone();
+        let a = origin().named("a").on("/", move |call| {
+            let ill = flag.load(Ordering::SeqCst);
+            Box::pin(async move {
+                match ill {
+                    true => call.die(),
+                    false => call.greet().await,
+                }
+            })
+        });
+        let (a, (b, release)) = (a.start().await, held("b").await);
+        let routes = "routes = [{ paths = \"=/here\", respond = { body = \"here\" } }]";
+        let text = format!(
+            "[sites.\"shop.test\"]\npool = \"vms\"\n{routes}\n[pools.vms]\nbalance = \"first\"\nsticky = {{}}\n\
+             backends = [\"{}\", {{ address = \"{}\", max_requests = 1 }}]\n",
+            a.address(),
+            b.address()
+        );
+        let gw = gateway().named(&["shop.test"]).toml(&text).start().await;
+        let client = Arc::new(gw.client(version, "shop.test").await);
+        let first = client.send(&get("/")).await.unwrap();
+        assert_eq!(first.vm(), "a", "{version:?}");
+        let cookie = first.field("set-cookie").split(';').next().unwrap().to_owned();
+        ill.store(true, Ordering::SeqCst);
+        eventually_async("it is set aside", || async {
+            assert_eq!(client.send(&get("/")).await.unwrap().status, 200, "{version:?}");
+            gw.log().having(&["is set aside"]).pop()
+        })
+        .await;
+        b.forget();
+        let busy = ask_alone(&gw, version, "/held").await;
+        at_the_vm(&b, 1).await;
+        let stuck = Arc::new(gw.client(version, "shop.test").await);
+        let stuck = ask(&stuck, get("/").field("cookie", &cookie));
+        settle().await;
+        assert_eq!(client.send(&get("/here")).await.unwrap().text(), "here", "{version:?}");
+        release.notify_one();
+        assert_eq!((busy.await.unwrap().status, stuck.await.unwrap().vm()), (200, "b"), "{version:?}");
         gw.stop().await;
     }
 }

@@ -27,6 +27,8 @@ struct Wait {
     /// Nanoseconds, when the VM is to be doubted; `None` once it was.
     due: Option<u64>,
     waker: Option<Waker>,
+    /// It was told that the VM is lost.
+    told: bool,
 }
 
 impl Waits {
@@ -43,6 +45,7 @@ impl Waits {
             mark: endpoint.vitals.mark(),
             due: Some(now.saturating_add(patience)),
             waker: None,
+            told: false,
         };
         Waiting { waits: self, key: self.all.borrow_mut().insert(wait) }
     }
@@ -84,13 +87,13 @@ impl Waiting<'_> {
         if !wait.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             wait.waker = Some(cx.waker().clone());
         }
-        wait.endpoint.vitals.is_lost(wait.mark)
+        wait.told = wait.endpoint.vitals.is_lost(wait.mark);
+        wait.told
     }
 
-    /// The same, for who does not wait any more.
-    pub(crate) fn was_lost(&self) -> bool {
-        let all = self.waits.all.borrow();
-        all.get(self.key).is_some_and(|wait| wait.endpoint.vitals.is_lost(wait.mark))
+    /// Whether that was the last thing it was told.
+    pub(crate) fn has_left(&self) -> bool {
+        self.waits.all.borrow().get(self.key).is_some_and(|wait| wait.told)
     }
 }
 

@@ -132,7 +132,9 @@ impl Circuit {
 
     /// A response was cut short, or came to its end.
     pub(crate) fn cut(&self, short: bool) {
-        if short {
+        if short && !self.is_closed() {
+            // It began before the VM was set aside for the same.
+        } else if short {
             self.cuts.fetch_add(1, Ordering::Relaxed);
         } else if self.cuts.load(Ordering::Relaxed) != 0 {
             self.cuts.store(0, Ordering::Relaxed);
@@ -141,7 +143,7 @@ impl Circuit {
 
     /// Whether so many in a row were cut short.
     pub(crate) fn is_cut(&self, limit: u32) -> bool {
-        self.cuts.load(Ordering::Relaxed) >= limit.max(1)
+        self.is_closed() && self.cuts.load(Ordering::Relaxed) >= limit.max(1)
     }
 
     /// Sets the VM aside from now on; for how long.
@@ -165,6 +167,7 @@ impl Circuit {
     /// Takes the VM back. False: it was never set aside.
     pub(crate) fn close(&self, now: u64) -> bool {
         self.failures.store(0, Ordering::Relaxed);
+        self.cuts.store(0, Ordering::Relaxed);
         let open = self.until.swap(0, Ordering::Relaxed) != 0;
         if open {
             self.closed.store(now, Ordering::Relaxed);
@@ -241,6 +244,11 @@ mod tests {
         circuit.cut(true);
         assert!(circuit.is_cut(3));
         circuit.open(SECOND, EJECT);
+        for _ in 0..9 {
+            circuit.cut(true);
+        }
+        assert!(!circuit.is_cut(3), "they began before");
+        circuit.close(SECOND);
         assert!(!circuit.is_cut(3));
     }
 

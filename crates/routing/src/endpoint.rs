@@ -116,6 +116,11 @@ impl Vitals {
         self.state() != State::Down
     }
 
+    /// The body of a response was cut short by the VM, or came to its end.
+    pub fn cut(&self, short: bool) {
+        self.circuit.cut(short);
+    }
+
     /// For [`is_lost`](Vitals::is_lost), when a request is sent.
     pub fn mark(&self) -> Mark {
         self.circuit.mark()
@@ -213,7 +218,7 @@ impl InFlight {
 
     /// The body of the response was cut short by the VM, or came to its end.
     pub fn cut(&self, short: bool) {
-        self.endpoint.vitals.circuit.cut(short);
+        self.endpoint.vitals.cut(short);
     }
 
     pub fn endpoint(&self) -> &Arc<Endpoint> {

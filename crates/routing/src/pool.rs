@@ -337,9 +337,14 @@ impl Pool {
     /// None where live traffic has set the member aside, or just sends it the one request that is a trial, or it has as
     /// many as it takes.
     fn begin(&self, index: usize, now_nanos: u64) -> Option<Pick<'_>> {
+        let circuit = &self.members.get(index)?.endpoint.vitals.circuit;
+        // Before a place is taken: to give it back calls who waits.
+        if self.outlier.is_some() && !circuit.admits(now_nanos) {
+            return None;
+        }
         let mut pick = self.begin_as(index, Entry::Free)?;
         if let Some(outlier) = &self.outlier {
-            pick.entry = pick.member.endpoint.vitals.circuit.enter(now_nanos, outlier.eject)?;
+            pick.entry = circuit.enter(now_nanos, outlier.eject)?;
         }
         Some(pick)
     }

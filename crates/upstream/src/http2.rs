@@ -23,7 +23,7 @@ use crate::client::{Outgoing, SendError};
 use crate::patience::Patience;
 use crate::response::{check_status, failure};
 use crate::stream::Stream;
-use crate::upload::Upload;
+use crate::upload::{Progress, Upload};
 
 /// Requests at a time on one connection; the value RFC 9113 recommends servers to allow at least.
 const MAX_ACTIVE: usize = 100;
@@ -166,7 +166,7 @@ impl Http2 {
             None => Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None }),
             Some(Err(mut error)) => {
                 let unsent = error.take_message().map(|request| request.into_body().into_body());
-                let client_side = progress.and_then(|progress| progress.failure());
+                let client_side = progress.as_ref().and_then(|progress| progress.failure());
                 Err(SendError { failure: client_side.unwrap_or_else(|| failure(error.into_error())), unsent })
             }
             Some(Ok(response)) => {
@@ -186,7 +186,7 @@ impl Http2 {
                 }
                 deadline.clear();
                 let (idle, active) = (idle_timeout, self.active);
-                let body = Download { incoming, left, idle, deadline, _active: active, in_flight };
+                let body = Download { incoming, left, idle, deadline, progress, _active: active, in_flight };
                 Ok(Response::from_parts(parts, Body::stream(body)))
             }
         }
@@ -201,6 +201,8 @@ struct Download {
     /// How long the VM may pause.
     idle: Option<Duration>,
     deadline: Deadline,
+    /// Of the request's body.
+    progress: Option<Rc<Progress>>,
     _active: Option<Active>,
     in_flight: InFlight,
 }
@@ -239,7 +241,13 @@ impl http_body::Body for Download {
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let polled = self.poll_next(cx);
         match &polled {
-            Poll::Ready(Some(Err(_))) => self.in_flight.cut(true),
+            Poll::Ready(Some(Err(_))) => {
+                let clients_fault =
+                    self.progress.as_ref().is_some_and(|progress| progress.failure().is_some());
+                if !clients_fault {
+                    self.in_flight.cut(true);
+                }
+            }
             Poll::Ready(_) if self.is_end_stream() => self.in_flight.cut(false),
             Poll::Ready(_) | Poll::Pending => {}
         }

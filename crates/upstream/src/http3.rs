@@ -551,10 +551,11 @@ impl http_body::Body for Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = &mut *self;
-        if let Some(first) = this.first.take() {
-            return Poll::Ready(Some(first));
-        }
-        let polled = match this.poll_next(cx) {
+        let next = match this.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => this.poll_next(cx),
+        };
+        let polled = match next {
             Poll::Ready(next) => {
                 this.deadline.clear();
                 Poll::Ready(next)
@@ -562,7 +563,11 @@ impl http_body::Body for Download {
             Poll::Pending => this.deadline.poll(cx, this.idle).map(|()| Some(Err(Kind::BodyTimeout.into()))),
         };
         match &polled {
-            Poll::Ready(Some(Err(_))) => this.in_flight.cut(true),
+            Poll::Ready(Some(Err(_))) => {
+                if !this.upload.as_ref().is_some_and(Rest::is_clients_fault) {
+                    this.in_flight.cut(true);
+                }
+            }
             Poll::Ready(_) if this.phase == Phase::Over => this.in_flight.cut(false),
             Poll::Ready(_) | Poll::Pending => {}
         }

@@ -87,6 +87,11 @@ impl Rest {
         Rest { task, progress, limit }
     }
 
+    /// It ended because the client failed: what the VM does then is not its fault.
+    pub(crate) fn is_clients_fault(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.failure().is_some())
+    }
+
     pub(crate) fn abort(self) {
         self.task.abort();
     }

@@ -20,6 +20,7 @@ use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Interim, edit};
@@ -160,10 +161,15 @@ impl Forwarding<'_> {
                     endpoint.vitals.observe_latency(Duration::from_nanos(now.saturating_sub(begun)), now);
                     let well = !pool.retry.covers(Cause::Status(response.status()));
                     judge(well, now);
+                    if response.body().is_end_stream() || matches!(response.body(), Body::Full(_)) {
+                        endpoint.vitals.cut(false);
+                    }
                     let response = self.receive(response, cookie);
-                    let again = again.clone().filter(|_| !well && left > 0);
-                    let Some(again) = again else { return Ok(response) };
+                    if well {
+                        return Ok(response);
+                    }
                     refused.get_or_insert(response);
+                    let Some(again) = again.clone().filter(|_| left > 0) else { break };
                     drop(repetition.take());
                     repetition = pool.repeat();
                     if repetition.is_none() {
@@ -187,7 +193,7 @@ impl Forwarding<'_> {
                     if !(stale || untouched) {
                         drop(repetition.take());
                         // Where the VM is dead nothing is done twice.
-                        let dead = waiting.is_some_and(Waiting::was_lost);
+                        let dead = waiting.is_some_and(Waiting::has_left);
                         repetition = if dead { None } else { pool.repeat() };
                         if repetition.is_none() && !dead {
                             break;
@@ -294,6 +300,7 @@ impl Forwarding<'_> {
                     return Err(Without::Usable);
                 }
                 if waiting.stay() {
+                    yield_now().await;
                     continue;
                 }
             }
@@ -302,7 +309,7 @@ impl Forwarding<'_> {
             own_turn = match timeout_at(next, &mut waiting).await {
                 Ok(()) => true,
                 Err(_) if until == Some(next) => return Err(Without::Time),
-                Err(_) => waiting.is_first(),
+                Err(_) => true,
             };
         }
     }

@@ -264,7 +264,9 @@ impl http_body::Body for Download {
             Err(failure) => {
                 // Whatever it still says is not to be trusted.
                 self.over = true;
-                self.in_flight.cut(true);
+                if !matches!(&self.drive, Drive::Beside(_, upload) if upload.is_clients_fault()) {
+                    self.in_flight.cut(true);
+                }
                 self.drive.give_up();
                 Some(Err(failure))
             }
