@@ -5,6 +5,7 @@ import pathlib
 import re
 import selectors
 import socket
+import subprocess
 import threading
 import time
 import urllib.request
@@ -114,6 +115,16 @@ def kernel_memory():
     """KiB of the kernel's own: sockets, timers, page tables, whoever they are for."""
     info = pathlib.Path("/proc/meminfo").read_text()
     return sum(int(value) for value in re.findall(r"^(?:Slab|PageTables|KernelStack):\s+(\d+)", info, re.MULTILINE))
+
+
+def make_certificate(folder, names):
+    """A self-signed P-256 certificate for these names: cert.pem and key.pem."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-days", "30", "-subj", "/CN=localhost",
+         "-addext", f"subjectAltName={names}"],
+        check=True, capture_output=True,
+    )
 
 
 def describe():

@@ -158,11 +158,6 @@ def _make_files(folder):
     (folder / "www").mkdir()
     for name, size in (("0", 0), ("1k", 1 << 10), ("100k", 100 << 10), ("10m", 10 << 20)):
         (folder / "www" / name).write_bytes(b"x" * size)
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-         "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-days", "30", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost,DNS:*.sites.test,IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )
+    machine.make_certificate(folder, "DNS:localhost,DNS:*.sites.test,IP:127.0.0.1")
     pair = (folder / "cert.pem").read_bytes() + (folder / "key.pem").read_bytes()
     (folder / "both.pem").write_bytes(pair)

@@ -92,12 +92,7 @@ class Vm:
 def run(case, version, programs):
     with tempfile.TemporaryDirectory(prefix="foregate-drill-") as name:
         folder = pathlib.Path(name)
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-             "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-days", "30", "-subj", "/CN=localhost",
-             "-addext", "subjectAltName=DNS:localhost"],
-            check=True, capture_output=True,
-        )
+        machine.make_certificate(folder, "DNS:localhost")
         vms = [Vm(folder, number, case.illness) for number in range(2)]
         https = machine.free_port()
         config = folder / "foregate.toml"

@@ -57,12 +57,15 @@ async fn control(
     let current = live.load();
     let mut monitor = Monitor::new();
     monitor.follow(current.routing.pools().iter().cloned().zip(current.transports.iter().cloned()));
-    let name = loop {
-        tokio::select! {
-            name = signals.next() => break name,
-            Some(endpoint) = doubted.recv() => monitor.doubt(endpoint),
+    // To the end: what runs in a drain may still meet a VM that hangs.
+    tokio::task::spawn_local(async move {
+        while let Some(endpoint) = doubted.recv().await {
+            monitor.doubt(endpoint);
         }
-    };
+        // The probes end with it.
+        std::future::pending::<()>().await;
+    });
+    let name = signals.next().await;
     tracing::info!("{name}: draining, at most {:?}", current.settings.timeouts.drain);
     drop(current);
 
@@ -76,15 +79,7 @@ async fn control(
     if let Err(error) = drain {
         return failed(format_args!("the drain cannot start: {error}"));
     }
-    // What runs may still meet a VM that hangs.
-    let probing = async {
-        while let Some(endpoint) = doubted.recv().await {
-            monitor.doubt(endpoint);
-        }
-        std::future::pending::<()>().await;
-    };
     tokio::select! {
-        () = probing => Exit::Done,
         drained = drained => match drained {
             Ok(()) => {
                 tracing::info!("drained");

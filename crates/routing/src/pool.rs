@@ -267,7 +267,7 @@ impl Pool {
         let occasion = Occasion { key, dice, now_nanos };
         // Each time somebody else has taken what there was of the one that was chosen, which is passed over then.
         for _ in 0..=self.members.len() {
-            let Some(index) = self.choose(tried, occasion, self.outlier.as_ref().map(|_| now_nanos)) else {
+            let Some(index) = self.choose(tried, occasion, self.heeded(now_nanos)) else {
                 break;
             };
             if let Some(pick) = self.begin(index, now_nanos) {
@@ -292,7 +292,7 @@ impl Pool {
     pub fn pick_sticky(&self, headers: &HeaderMap, tried: &[usize], now_nanos: u64) -> Option<Pick<'_>> {
         let index = self.sticky.as_ref()?.named(headers)?;
         let member = self.members.get(index)?;
-        let open = member.endpoint.vitals.usable() && member.has_room() && !tried.contains(&index);
+        let open = member.is_open(self.heeded(now_nanos)) && member.has_room() && !tried.contains(&index);
         open.then(|| self.begin(index, now_nanos))?
     }
 
@@ -321,11 +321,10 @@ impl Pool {
     /// Whether there are members that could be picked if they had room: they are worth waiting for. One may have room
     /// by now.
     pub fn is_busy(&self, tried: &[usize], now_nanos: u64) -> bool {
+        let heeded = self.heeded(now_nanos);
         self.members.iter().enumerate().any(|(index, member)| {
-            let vitals = &member.endpoint.vitals;
-            let heeded = self.outlier.is_none() || vitals.circuit.admits(now_nanos);
             let limited = member.max_requests.is_some() && member.weight > 0;
-            limited && vitals.usable() && heeded && !tried.contains(&index)
+            limited && member.is_open(heeded) && !tried.contains(&index)
         })
     }
 
@@ -334,17 +333,17 @@ impl Pool {
         self.members.iter().any(|member| member.weight > 0 && member.endpoint.vitals.usable())
     }
 
-    /// None where live traffic has set the member aside, or just sends it the one request that is a trial, or it has as
-    /// many as it takes.
+    /// For [`Candidates`] and [`Member::is_open`].
+    fn heeded(&self, now_nanos: u64) -> Option<u64> {
+        self.outlier.as_ref().map(|_| now_nanos)
+    }
+
+    /// A member that is open. None where live traffic has just sent it the one request that is a trial, or it has got as
+    /// many as it takes: to give the place back calls who waits, so ask only for what is open.
     fn begin(&self, index: usize, now_nanos: u64) -> Option<Pick<'_>> {
-        let circuit = &self.members.get(index)?.endpoint.vitals.circuit;
-        // Before a place is taken: to give it back calls who waits.
-        if self.outlier.is_some() && !circuit.admits(now_nanos) {
-            return None;
-        }
         let mut pick = self.begin_as(index, Entry::Free)?;
         if let Some(outlier) = &self.outlier {
-            pick.entry = circuit.enter(now_nanos, outlier.eject)?;
+            pick.entry = pick.member.endpoint.vitals.circuit.enter(now_nanos, outlier.eject)?;
         }
         Some(pick)
     }
@@ -357,6 +356,12 @@ impl Pool {
 }
 
 impl Member {
+    /// Whether probes and live traffic let new work be sent there; `heeded` is the time where the latter counts.
+    pub(crate) fn is_open(&self, heeded: Option<u64>) -> bool {
+        let vitals = &self.endpoint.vitals;
+        vitals.usable() && heeded.is_none_or(|now| vitals.circuit.admits(now))
+    }
+
     /// Whether it takes one more request.
     pub(crate) fn has_room(&self) -> bool {
         self.max_requests.is_none_or(|most| self.endpoint.vitals.in_flight() < most)

@@ -242,9 +242,7 @@ impl http_body::Body for Download {
         let polled = self.poll_next(cx);
         match &polled {
             Poll::Ready(Some(Err(_))) => {
-                let clients_fault =
-                    self.progress.as_ref().is_some_and(|progress| progress.failure().is_some());
-                if !clients_fault {
+                if !self.progress.as_ref().is_some_and(|progress| progress.has_failed()) {
                     self.in_flight.cut(true);
                 }
             }

@@ -564,7 +564,7 @@ impl http_body::Body for Download {
         };
         match &polled {
             Poll::Ready(Some(Err(_))) => {
-                if !this.upload.as_ref().is_some_and(Rest::is_clients_fault) {
+                if !this.upload.as_ref().is_some_and(Rest::has_failed) {
                     this.in_flight.cut(true);
                 }
             }

@@ -68,6 +68,11 @@ impl Progress {
         }
     }
 
+    /// Whether the client's side has ended the body: what the VM does then is not its fault.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failure.borrow().is_some()
+    }
+
     /// The failure of the client's side that ended the body.
     pub(crate) fn failure(&self) -> Option<Failure> {
         self.failure.borrow().clone()
@@ -87,9 +92,8 @@ impl Rest {
         Rest { task, progress, limit }
     }
 
-    /// It ended because the client failed: what the VM does then is not its fault.
-    pub(crate) fn is_clients_fault(&self) -> bool {
-        self.progress.as_ref().is_some_and(|progress| progress.failure().is_some())
+    pub(crate) fn has_failed(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.has_failed())
     }
 
     pub(crate) fn abort(self) {
@@ -141,7 +145,7 @@ impl Upload {
 
     /// The whole body, where it was kept and the client has not failed.
     pub(crate) fn again(&mut self) -> Option<Body> {
-        let failed = self.progress.as_ref().is_some_and(|progress| progress.failure().is_some());
+        let failed = self.progress.as_ref().is_some_and(|progress| progress.has_failed());
         let kept = self.kept.take().filter(|_| !failed)?;
         Some(kept.again(std::mem::take(&mut self.body)))
     }

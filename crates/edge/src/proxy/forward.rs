@@ -306,11 +306,10 @@ impl Forwarding<'_> {
             }
             let look = Instant::now() + LOOK;
             let next = until.map_or(look, |until| until.min(look));
-            own_turn = match timeout_at(next, &mut waiting).await {
-                Ok(()) => true,
-                Err(_) if until == Some(next) => return Err(Without::Time),
-                Err(_) => true,
-            };
+            if timeout_at(next, &mut waiting).await.is_err() && until == Some(next) {
+                return Err(Without::Time);
+            }
+            own_turn = true;
         }
     }
 

@@ -171,12 +171,8 @@ impl<'a> Candidates<'a> {
     pub(crate) fn open(&self, slot: usize) -> Option<Candidate<'a>> {
         let index = *self.slots.get(slot)?;
         let member = self.members.get(index)?;
-        let vitals = &member.endpoint.vitals;
-        let open = vitals.usable()
-            && member.has_room()
-            && self.heeded.is_none_or(|now| vitals.circuit.admits(now))
-            && !self.tried.contains(&index);
-        open.then_some(Candidate { slot, weight: member.weight, vitals })
+        let open = member.is_open(self.heeded) && member.has_room() && !self.tried.contains(&index);
+        open.then_some(Candidate { slot, weight: member.weight, vitals: &member.endpoint.vitals })
     }
 
     /// All that are open, by slot.

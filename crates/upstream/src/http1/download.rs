@@ -264,7 +264,7 @@ impl http_body::Body for Download {
             Err(failure) => {
                 // Whatever it still says is not to be trusted.
                 self.over = true;
-                if !matches!(&self.drive, Drive::Beside(_, upload) if upload.is_clients_fault()) {
+                if !matches!(&self.drive, Drive::Beside(_, upload) if upload.has_failed()) {
                     self.in_flight.cut(true);
                 }
                 self.drive.give_up();
