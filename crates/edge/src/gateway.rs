@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use foregate_routing::{Endpoint, Publisher};
+use foregate_routing::Publisher;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, LocalOptions};
@@ -24,7 +24,7 @@ use crate::peer::canonical;
 use crate::quic::{self, Group, Keys, Sets};
 use crate::settings::Settings;
 use crate::worker::Worker;
-use crate::{Live, accept};
+use crate::{Concern, Live, accept};
 
 /// Open files that are neither connections nor a worker's own: logs, certificates, probes, the resolver.
 const OTHER_FILES: usize = 128;
@@ -63,7 +63,7 @@ pub enum StartError {
 }
 
 impl Gateway {
-    /// Binds every listener and starts the workers. Nothing runs if anything fails. `doubts` gets VMs that let requests
+    /// Binds every listener and starts the workers. Nothing runs if anything fails. `concerns` gets VMs that let requests
     /// wait for long; whoever probes is to look at them and to settle the doubt.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Gateway {
     pub fn start(
         live: Publisher<Live>,
         diagnostics: Diagnostics,
-        doubts: UnboundedSender<Arc<Endpoint>>,
+        concerns: UnboundedSender<Concern>,
     ) -> Result<Gateway, StartError> {
         let settings = live.load().settings.clone();
         let workers = settings.workers.map_or_else(
@@ -91,7 +91,7 @@ impl Gateway {
         let mut threads = Vec::with_capacity(workers);
         let (report, reports) = std::sync::mpsc::channel();
         let advertising = Arc::new(Advertising::new(&settings));
-        let shared = Shared { live: live.clone(), connections, advertising, keys, diagnostics, doubts };
+        let shared = Shared { live: live.clone(), connections, advertising, keys, diagnostics, concerns };
         for (number, sockets) in (0..group.workers()).zip(sockets) {
             let (shared, stopping, report) = (shared.clone(), stopping.clone(), report.clone());
             let thread = std::thread::Builder::new()
@@ -171,7 +171,7 @@ struct Shared {
     advertising: Arc<Advertising>,
     keys: Keys,
     diagnostics: Diagnostics,
-    doubts: UnboundedSender<Arc<Endpoint>>,
+    concerns: UnboundedSender<Concern>,
 }
 
 /// The life of a worker thread.
@@ -191,8 +191,8 @@ fn run(
         }
     };
     runtime.block_on(async {
-        let Shared { live, connections, advertising, keys, diagnostics, doubts } = shared;
-        let worker = match Worker::new(&live, connections, advertising, diagnostics, doubts) {
+        let Shared { live, connections, advertising, keys, diagnostics, concerns } = shared;
+        let worker = match Worker::new(&live, connections, advertising, diagnostics, concerns) {
             Ok(worker) => worker,
             Err(error) => {
                 _ = report.send(Err(error.to_string()));

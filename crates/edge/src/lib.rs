@@ -29,7 +29,7 @@ mod worker;
 use std::sync::Arc;
 
 use foregate_exchange::deadline;
-use foregate_routing::Snapshot;
+use foregate_routing::{Endpoint, Pool, Snapshot};
 use foregate_upstream::Transport;
 
 pub use diagnostics::{Diagnostics, Qlog};
@@ -37,6 +37,15 @@ pub use gateway::{Gateway, StartError};
 pub use listen::{BindError, Listening};
 pub use settings::Settings;
 pub use tls::{Certificate, CertificateError, CertificateStore};
+
+/// What a worker has seen and cannot look after: it is for whoever probes.
+#[derive(Debug)]
+pub enum Concern {
+    /// The VM lets requests wait for long: look at it, and settle the doubt.
+    Doubt(Arc<Endpoint>),
+    /// Requests wait for a VM, and none of this pool is usable: have it woken, and silence its alarm.
+    Wake(Arc<Pool>),
+}
 
 /// Everything that changes rarely, published whole: workers read it with one atomic load.
 #[derive(Debug)]

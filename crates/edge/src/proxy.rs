@@ -4,6 +4,7 @@
 //! does not know which HTTP version the client or the VM speaks.
 
 mod forward;
+mod hedge;
 
 use std::rc::Rc;
 

@@ -12,13 +12,15 @@ use foregate_routing::{Endpoint, Mark};
 use slab::Slab;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::Concern;
+
 /// How often they are looked at.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// The requests of one worker.
 pub(crate) struct Waits {
     all: RefCell<Slab<Wait>>,
-    doubts: UnboundedSender<Arc<Endpoint>>,
+    concerns: UnboundedSender<Concern>,
 }
 
 struct Wait {
@@ -32,9 +34,15 @@ struct Wait {
 }
 
 impl Waits {
-    /// `doubts` goes to whoever probes.
-    pub(crate) fn new(doubts: UnboundedSender<Arc<Endpoint>>) -> Waits {
-        Waits { all: RefCell::default(), doubts }
+    /// `concerns` goes to whoever probes.
+    pub(crate) fn new(concerns: UnboundedSender<Concern>) -> Waits {
+        Waits { all: RefCell::default(), concerns }
+    }
+
+    /// Has somebody else look after what a worker cannot do.
+    pub(crate) fn tell(&self, concern: Concern) {
+        // Nobody listens any more only when the process ends.
+        _ = self.concerns.send(concern);
     }
 
     /// A request waits from now on.
@@ -66,8 +74,7 @@ impl Waits {
                     waker.wake();
                 }
             } else if wait.due.take_if(|due| *due <= now).is_some() && vitals.doubt() {
-                // Nobody listens any more only when the process ends.
-                _ = self.doubts.send(wait.endpoint.clone());
+                self.tell(Concern::Doubt(wait.endpoint.clone()));
             }
         }
     }
@@ -139,7 +146,7 @@ mod tests {
         waits.look(6 * SECOND - 1);
         assert!(doubted.try_recv().is_err());
         waits.look(6 * SECOND);
-        assert_eq!(doubted.try_recv().unwrap().id, vm.id);
+        assert!(matches!(doubted.try_recv().unwrap(), Concern::Doubt(doubted) if doubted.id == vm.id));
         waits.look(60 * SECOND);
         assert!(doubted.try_recv().is_err(), "each of them once, and both at once are one doubt");
 

@@ -7,12 +7,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use foregate_exchange::clock;
-use foregate_routing::{Endpoint, Held, Publisher, Reader};
+use foregate_routing::{Held, Publisher, Reader};
 use foregate_upstream::Client;
 use http::HeaderValue;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::Live;
 use crate::advertise::{Advertising, Saying};
 use crate::diagnostics::Diagnostics;
 use crate::drain::Drain;
@@ -22,6 +21,7 @@ use crate::settings::AltSvc;
 use crate::streams::Turns;
 use crate::tls::TlsServer;
 use crate::waits::Waits;
+use crate::{Concern, Live};
 
 /// What strangers can make a worker write to its log.
 const LINES_PER_SECOND: u32 = 10;
@@ -109,7 +109,7 @@ impl Worker {
         connections: Arc<Connections>,
         advertising: Arc<Advertising>,
         diagnostics: Diagnostics,
-        doubts: UnboundedSender<Arc<Endpoint>>,
+        concerns: UnboundedSender<Concern>,
     ) -> Result<Rc<Worker>, rustls::Error> {
         let mut reader = live.reader();
         let prepared = Rc::new(Prepared::new(reader.current(), &advertising, &diagnostics)?);
@@ -121,7 +121,7 @@ impl Worker {
             advertising,
             diagnostics,
             turns: Rc::default(),
-            waits: Rc::new(Waits::new(doubts)),
+            waits: Rc::new(Waits::new(concerns)),
             reader: RefCell::new(reader),
             prepared: RefCell::new(prepared),
             running: Cell::new(0),

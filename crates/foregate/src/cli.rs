@@ -9,7 +9,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Loaded};
 use crate::self_signed::SelfSigned;
-use crate::{demo, log, proxy, run};
+use crate::state::StickySecret;
+use crate::{agent, demo, log, proxy, run};
 
 /// How the program ended. The numbers are part of its interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +100,19 @@ enum Command {
         after_long_help = EXIT_CODES
     )]
     Demo(demo::Flags),
+    /// Run this within a VM: says how busy it is, to a gateway that asks
+    #[command(
+        long_about = "Listens on a port and says one line to whoever connects: how busy the processors of \
+            this machine are, and whether it wants work. A pool with `agent = { port = 9707 }` asks each of \
+            its VMs, gives less to one that is too busy, and nothing new to one that drains. The line is the \
+            one of HAProxy's agent-check.",
+        after_long_help = format!(
+            "Example, in the VM, before an upgrade and after it:\n\n  \
+             echo 'drain # upgrade' > /run/foregate-agent/state\n  \
+             rm /run/foregate-agent/state\n\n{EXIT_CODES}"
+        )
+    )]
+    Agent(agent::Flags),
 }
 
 #[derive(Args, Debug)]
@@ -119,6 +133,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Check(file) => check(&file.config),
         Command::Proxy(flags) => proxy::main(&flags),
         Command::Demo(flags) => demo::main(&flags),
+        Command::Agent(flags) => agent::main(&flags),
     }
     .into()
 }
@@ -128,8 +143,11 @@ fn serve_file(path: &Path) -> Exit {
         Ok(mut loaded) => {
             log::start();
             let made = std::mem::take(&mut loaded.self_signed);
-            let state_dir = loaded.state_dir.clone();
-            run::serve(loaded, |_| keep(&made, &state_dir))
+            let (state_dir, sticky) = (loaded.state_dir.clone(), loaded.sticky.take());
+            run::serve(loaded, |_| {
+                keep(&made, &state_dir);
+                sticky.inspect(|secret| keep_secret(secret, &state_dir));
+            })
         }
         Err(exit) => exit,
     }
@@ -146,6 +164,17 @@ fn keep(certificates: &[SelfSigned], state_dir: &Path) {
                 state_dir.display()
             );
         }
+    }
+}
+
+/// Keeps what sticky cookies are made with, so that visitors find their VM after a restart.
+fn keep_secret(secret: &StickySecret, state_dir: &Path) {
+    if let Err(error) = secret.keep() {
+        tracing::warn!(
+            "sticky cookies are valid until the next start only: {} cannot be written ({error}); let this user write \
+             there, or name another folder as server.state_dir",
+            state_dir.display()
+        );
     }
 }
 

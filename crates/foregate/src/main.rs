@@ -1,6 +1,8 @@
 //! The program: command line, configuration and the control thread of the gateway.
 
 #[cfg(target_os = "linux")]
+mod agent;
+#[cfg(target_os = "linux")]
 mod cli;
 #[cfg(target_os = "linux")]
 mod config;
@@ -16,6 +18,8 @@ mod proxy;
 mod run;
 #[cfg(target_os = "linux")]
 mod self_signed;
+#[cfg(target_os = "linux")]
+mod state;
 
 /// Of less CPU time than the system's, and it gives memory back when a crowd has left.
 #[cfg(target_os = "linux")]

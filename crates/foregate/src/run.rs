@@ -1,12 +1,11 @@
 //! From a loaded configuration to a running gateway, and from a signal to its orderly end.
 
 use std::io;
-use std::sync::Arc;
 use std::thread;
 
-use foregate_edge::{Gateway, Listening, Live};
-use foregate_health::Monitor;
-use foregate_routing::{Endpoint, Publisher};
+use foregate_edge::{Concern, Gateway, Listening, Live};
+use foregate_health::{COMPARE, Monitor};
+use foregate_routing::Publisher;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -35,8 +34,8 @@ pub(crate) fn serve(loaded: Loaded, announce: impl FnOnce(&[Listening])) -> Exit
         Ok(diagnostics) => diagnostics,
         Err(sentence) => return failed(sentence),
     };
-    let (doubts, doubted) = mpsc::unbounded_channel();
-    let gateway = match Gateway::start(live.clone(), diagnostics, doubts) {
+    let (concerns, concerned) = mpsc::unbounded_channel();
+    let gateway = match Gateway::start(live.clone(), diagnostics, concerns) {
         Ok(gateway) => gateway,
         Err(error) => return failed(error),
     };
@@ -44,7 +43,7 @@ pub(crate) fn serve(loaded: Loaded, announce: impl FnOnce(&[Listening])) -> Exit
         say(format_args!("listening on {listening}"));
     }
     announce(gateway.listeners());
-    runtime.block_on(control(&mut signals, gateway, &live, doubted))
+    runtime.block_on(control(&mut signals, gateway, &live, concerned))
 }
 
 /// The control thread's work: health while the gateway serves, then its end.
@@ -52,18 +51,25 @@ async fn control(
     signals: &mut Signals,
     gateway: Gateway,
     live: &Publisher<Live>,
-    mut doubted: UnboundedReceiver<Arc<Endpoint>>,
+    mut concerned: UnboundedReceiver<Concern>,
 ) -> Exit {
     let current = live.load();
     let mut monitor = Monitor::new();
     monitor.follow(current.routing.pools().iter().cloned().zip(current.transports.iter().cloned()));
     // To the end: what runs in a drain may still meet a VM that hangs.
     tokio::task::spawn_local(async move {
-        while let Some(endpoint) = doubted.recv().await {
-            monitor.doubt(endpoint);
+        let mut compare = tokio::time::interval(COMPARE);
+        loop {
+            tokio::select! {
+                concern = concerned.recv() => match concern {
+                    Some(Concern::Doubt(endpoint)) => monitor.doubt(endpoint),
+                    Some(Concern::Wake(pool)) => monitor.wake(&pool),
+                    // The probes would end with this.
+                    None => std::future::pending().await,
+                },
+                _ = compare.tick() => monitor.compare(),
+            }
         }
-        // The probes end with it.
-        std::future::pending::<()>().await;
     });
     let name = signals.next().await;
     tracing::info!("{name}: draining, at most {:?}", current.settings.timeouts.drain);
@@ -100,14 +106,14 @@ fn failed(why: impl std::fmt::Display) -> Exit {
 }
 
 /// The signals that ask for the end.
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
     /// Must be called within a runtime.
-    fn new() -> io::Result<Signals> {
+    pub(crate) fn new() -> io::Result<Signals> {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -115,7 +121,7 @@ impl Signals {
     }
 
     /// Waits for one of them and names it.
-    async fn next(&mut self) -> &'static str {
+    pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

@@ -4,14 +4,15 @@
 //! trust it is not asked again after a restart; where no file can be written a new one is made each time.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use foregate_edge::{Certificate, CertificateError};
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
+
+use crate::state;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -78,18 +79,8 @@ impl SelfSigned {
     /// # Errors
     /// The state folder cannot be written; the certificate then lasts as long as the process.
     pub(crate) fn keep(&self) -> io::Result<()> {
-        let (Some(pem), Some(folder)) = (&self.fresh, self.file.parent()) else { return Ok(()) };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        // Written aside and renamed: a reader sees the old pair or the new one, never halves of both.
-        let aside = self.file.with_extension("new");
-        match fs::remove_file(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-        file.write_all(pem.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&aside, &self.file)
+        let Some(pem) = &self.fresh else { return Ok(()) };
+        state::write(&self.file, pem.as_bytes())
     }
 }
 

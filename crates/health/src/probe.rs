@@ -4,7 +4,6 @@ mod grpc;
 mod http;
 mod tcp;
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,15 +13,23 @@ use ::http::{Method, StatusCode};
 use foregate_exchange::{Failure, Kind, clock};
 use foregate_routing::{Endpoint, HealthCheck, Probe, State};
 use foregate_upstream::Transport;
-use tokio::time::{Instant, sleep};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
 
+use crate::dice::{Dice, scale};
 use crate::standing::Standing;
 use crate::verdict::Streak;
 
 /// The first probes of many endpoints are spread over at most this long.
 const SPREAD: Duration = Duration::from_millis(500);
-/// How far an interval may be off, as a share of it, so that many probes do not march in step.
-const JITTER: f64 = 0.1;
+/// While a state is about to change probes come so many times as often, so that it does soon.
+const HURRY: u32 = 5;
+/// But no more often than this, where the interval is not shorter anyway.
+const FASTEST: Duration = Duration::from_millis(250);
+/// While requests wait for a pool to wake probes come no more seldom than this.
+const AWAITED: Duration = Duration::from_secs(1);
+/// So many probes run at a time. More than that of slow VMs would only say that the gateway is slow.
+pub(crate) const AT_A_TIME: usize = 256;
 /// How long a VM may take for a sign of life, where its pool says nothing.
 const LIFE: Duration = Duration::from_secs(2);
 
@@ -32,20 +39,22 @@ pub(crate) async fn watch(
     check: HealthCheck,
     transport: Arc<Transport>,
     standing: Rc<Standing>,
+    gate: Rc<Semaphore>,
 ) {
+    let gate = &*gate;
     match &check.probe {
         Probe::Http { path, status, host, contains } => {
             let ask = asked(path, status, host.as_deref(), contains.as_deref());
             let mut probe = http::HttpProbe::new(&endpoint, &transport, ask, check.timeout);
-            attend(&endpoint, &check, &standing, async || probe.run().await).await;
+            attend(&endpoint, &check, &standing, gate, async || probe.run().await).await;
         }
         Probe::Grpc { service } => {
             let mut probe = http::HttpProbe::new(&endpoint, &transport, serving(service), check.timeout);
-            attend(&endpoint, &check, &standing, async || probe.run().await).await;
+            attend(&endpoint, &check, &standing, gate, async || probe.run().await).await;
         }
         Probe::Tcp => {
             let probe = tcp::TcpProbe::new(&endpoint, check.timeout);
-            attend(&endpoint, &check, &standing, async || probe.run().await).await;
+            attend(&endpoint, &check, &standing, gate, async || probe.run().await).await;
         }
     }
 }
@@ -97,19 +106,24 @@ fn serving(service: &str) -> http::Ask<'_> {
     }
 }
 
-/// One probe soon after the start, then one every interval, counted from start to start; never two at once.
+/// One probe soon after the start, then one every interval, counted from start to start; never two at once, and more often
+/// while the state is about to change.
 async fn attend(
     endpoint: &Arc<Endpoint>,
     check: &HealthCheck,
     standing: &Standing,
+    gate: &Semaphore,
     mut probe: impl AsyncFnMut() -> Result<(), Unwell>,
 ) {
     let mut dice = Dice::new();
     let mut streak = Streak::new(check.rise, check.fall);
     sleep(scale(SPREAD.min(check.interval), dice.roll())).await;
     loop {
+        // It is never closed.
+        let turn = gate.acquire().await;
         let begun = Instant::now();
         let found = probe().await;
+        drop(turn);
         if found.is_ok() {
             endpoint.vitals.probed_well(clock::now_nanos());
         }
@@ -130,9 +144,20 @@ async fn attend(
             }
             (_, None) => {}
         }
-        let jittered = scale(check.interval, 1.0 - JITTER + 2.0 * JITTER * dice.roll());
-        sleep(jittered.saturating_sub(begun.elapsed())).await;
+        let interval = match streak.confirms(endpoint.vitals.state()) {
+            _ if standing.is_waking() => check.interval.min(AWAITED),
+            true => check.interval,
+            false => hurried(check.interval),
+        };
+        let rest = dice.jittered(interval).saturating_sub(begun.elapsed());
+        // Over before its time, when somebody waits for the pool to wake.
+        _ = timeout(rest, standing.stirred()).await;
     }
+}
+
+/// An interval while the state is about to change.
+fn hurried(interval: Duration) -> Duration {
+    (interval / HURRY).max(FASTEST).min(interval)
 }
 
 /// Why a probe failed, in the words of the log.
@@ -155,29 +180,6 @@ pub(crate) enum Unwell {
     /// The configuration lets none of these through.
     #[error("HTTP probe: {0} cannot be asked for")]
     Unaskable(String),
-}
-
-/// Chance enough to spread probes over time: xorshift64 (Marsaglia 2003), seeded as hash maps are.
-struct Dice(u64);
-
-impl Dice {
-    fn new() -> Dice {
-        // Zero is the one number xorshift never leaves.
-        Dice(RandomState::new().build_hasher().finish() | 1)
-    }
-
-    /// Evenly from 0 to below 1.
-    fn roll(&mut self) -> f64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as f64 / (1_u64 << 53) as f64
-    }
-}
-
-/// `duration * share`, without the panic of [`Duration::mul_f64`] at what no clock will ever show.
-fn scale(duration: Duration, share: f64) -> Duration {
-    Duration::try_from_secs_f64(duration.as_secs_f64() * share).unwrap_or(duration)
 }
 
 #[cfg(test)]
@@ -210,7 +212,7 @@ mod tests {
             probe(number).await
         };
         let standing = Standing::new(pool, testing::transport(foregate_upstream::Protocol::Http1));
-        timeout(long, attend(&endpoint, &check, &standing, one)).await.unwrap_err();
+        timeout(long, attend(&endpoint, &check, &standing, &Semaphore::new(1), one)).await.unwrap_err();
         (times.into_inner(), endpoint)
     }
 
@@ -248,6 +250,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn while_a_state_is_about_to_change_probes_hurry() {
+        let found = [true, true, false, false, false, false, false, true, true, true];
+        let (times, _) = attended(2, 3, INTERVAL * 8, async |number| {
+            if found[number.min(9)] { Ok(()) } else { Err(Unwell::Silent(INTERVAL)) }
+        })
+        .await;
+        let gaps: Vec<_> = gaps(&times).iter().map(|gap| gap.as_secs_f64().round() as u64).collect();
+        assert_eq!(gaps[..9], [5, 5, 1, 1, 5, 5, 5, 1, 5], "once it is down or up there is no hurry");
+        let short = Duration::from_millis(300);
+        assert_eq!([hurried(short), hurried(short / 3)], [FASTEST, short / 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn states_follow_the_probes() {
         let found = [true, false, false, false, true, true, false, true];
         for (probes, state) in [
@@ -268,23 +283,5 @@ mod tests {
             assert_eq!(times.len(), probes + 1);
             assert_eq!(endpoint.vitals.state(), state, "after {probes} probes");
         }
-    }
-
-    #[test]
-    fn dice_are_even() {
-        let mut dice = Dice::new();
-        let mut counts = [0; 10];
-        for _ in 0..100_000 {
-            counts[(dice.roll() * 10.0) as usize] += 1;
-        }
-        assert!(counts.iter().all(|count| (9_000..11_000).contains(count)), "{counts:?}");
-        assert_ne!(Dice::new().roll(), Dice::new().roll());
-    }
-
-    #[test]
-    fn no_duration_is_too_long() {
-        assert_eq!(scale(Duration::MAX, 1.1), Duration::MAX);
-        assert_eq!(scale(Duration::from_secs(10), 0.5), Duration::from_secs(5));
-        assert_eq!(scale(Duration::ZERO, 1.1), Duration::ZERO);
     }
 }

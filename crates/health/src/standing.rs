@@ -1,12 +1,16 @@
-//! What the log says of a pool: each change of an endpoint's state, and of whether any is left, once.
+//! What becomes of a pool's endpoints, and what the log says of it: each change, and whether any endpoint is left, once.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Display;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use foregate_exchange::clock;
-use foregate_routing::{Endpoint, Pool, State, Verdict};
+use foregate_routing::{Duty, Endpoint, Pool, State, Verdict};
 use foregate_upstream::Transport;
+use tokio::sync::Notify;
+
+use crate::probe;
 
 /// One pool, as the newest configuration has it. Outlives reloads, like the probes that report to it.
 #[derive(Debug)]
@@ -14,12 +18,24 @@ pub(crate) struct Standing {
     pool: RefCell<Arc<Pool>>,
     transport: RefCell<Arc<Transport>>,
     exhausted: Cell<bool>,
+    /// How many wait for the pool to wake.
+    waking: Cell<usize>,
+    stir: Notify,
+}
+
+/// Has a pool's endpoints probed often, until dropped.
+pub(crate) struct Waking<'s>(&'s Standing);
+
+impl Drop for Waking<'_> {
+    fn drop(&mut self) {
+        self.0.waking.update(|others| others.saturating_sub(1));
+    }
 }
 
 impl Standing {
     pub(crate) fn new(pool: Arc<Pool>, transport: Arc<Transport>) -> Standing {
         let (pool, transport) = (RefCell::new(pool), RefCell::new(transport));
-        Standing { pool, transport, exhausted: Cell::new(false) }
+        Standing { pool, transport, exhausted: Cell::new(false), waking: Cell::new(0), stir: Notify::new() }
     }
 
     /// From now on the pool is this one.
@@ -34,6 +50,69 @@ impl Standing {
 
     pub(crate) fn transport(&self) -> Arc<Transport> {
         self.transport.borrow().clone()
+    }
+
+    /// Somebody waits for the pool to wake.
+    pub(crate) fn waking(&self) -> Waking<'_> {
+        self.waking.update(|others| others + 1);
+        self.stir.notify_waiters();
+        Waking(self)
+    }
+
+    pub(crate) fn is_waking(&self) -> bool {
+        self.waking.get() > 0
+    }
+
+    /// Ready when somebody begins to wait for that.
+    pub(crate) async fn stirred(&self) {
+        self.stir.notified().await;
+    }
+
+    /// Probes an endpoint now, and sets it aside if it does not answer that either. Settles the doubt.
+    pub(crate) fn doubt(self: Rc<Standing>, endpoint: Arc<Endpoint>) {
+        tokio::task::spawn_local(async move {
+            let (pool, transport, mark) = (self.pool(), self.transport(), endpoint.vitals.mark());
+            let found = probe::once(&endpoint, pool.health.as_ref(), &transport).await;
+            endpoint.vitals.settle();
+            let (pool, address) = (&*endpoint.pool, &endpoint.address);
+            match found {
+                Ok(()) => tracing::debug!(pool, %address, "in doubt, it was probed, and answered"),
+                // Somebody else was faster.
+                Err(_) if endpoint.vitals.is_lost(mark) => {}
+                Err(unwell) => self.set_aside(&endpoint, &unwell),
+            }
+        });
+    }
+
+    /// Compares the endpoints by what requests say of them.
+    pub(crate) fn compare(&self) {
+        let pool = self.pool();
+        if let Some(deviation) = pool.compare(clock::now_nanos())
+            && let Some(member) = pool.members().get(deviation.index)
+        {
+            let percent = |part: f64| format!("{:.0}%", part * 100.0);
+            tracing::warn!(
+                pool = &*pool.name, backend = &*member.name, address = %member.endpoint.address,
+                fails = percent(deviation.fails), others = percent(deviation.others_fail), time = ?deviation.time,
+                "backend is set aside: more of its requests fail than of the others'"
+            );
+        }
+    }
+
+    /// Sets what an endpoint is to do, and says so if that is new.
+    pub(crate) fn order(&self, endpoint: &Endpoint, duty: Duty, reason: &dyn Display) {
+        if endpoint.vitals.set_duty(duty, clock::now_nanos()) == duty {
+            return;
+        }
+        let (pool, backend, address) = (&*endpoint.pool, self.name(endpoint), &endpoint.address);
+        match duty {
+            Duty::Work => tracing::info!(pool, backend, %address, %reason, "backend takes work"),
+            Duty::Drain => {
+                tracing::info!(pool, backend, %address, %reason, "backend drains: it gets no new work")
+            }
+            Duty::Off => tracing::warn!(pool, backend, %address, %reason, "backend is off: it gets nothing"),
+        }
+        self.review();
     }
 
     /// Sets an endpoint aside that answers neither requests nor a probe, if its pool can do without it.

@@ -1,5 +1,7 @@
 //! The monitor against VMs on the loopback.
 
+mod agents;
+
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -8,6 +10,38 @@ use foregate_upstream::Protocol;
 
 use super::*;
 use crate::testing::{Answer, Log, Origin, check, http, over, pool, snapshot, status, transport, until};
+
+#[tokio::test(flavor = "local")]
+async fn so_many_probes_run_at_a_time_and_no_more() {
+    let running = Rc::new(Cell::new((0_usize, 0_usize)));
+    let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let counts = running.clone();
+    tokio::task::spawn_local(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let counts = counts.clone();
+            tokio::task::spawn_local(async move {
+                let (now, most) = counts.get();
+                counts.set((now + 1, most.max(now + 1)));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                counts.update(|(now, most)| (now - 1, most));
+                drop(stream);
+            });
+        }
+    });
+    // Each an address of its own, all of this machine.
+    let vms: Vec<_> = (0..1_000_u32).map(|n| ((0x7f01_0000 + n).to_be_bytes(), port).into()).collect();
+    let first = snapshot(None, [pool("api", Some(check(http("/"), 1, 1)), &vms)]);
+    let mut monitor = Monitor::new();
+    monitor.follow(over(&first, &transport(Protocol::Http1)));
+    until("all were probed", || {
+        first.pools()[0].members().iter().all(|vm| vm.endpoint.vitals.state() == State::Down)
+    })
+    .await;
+    let most = running.get().1;
+    assert!((probe::AT_A_TIME / 4..=probe::AT_A_TIME).contains(&most), "{most}");
+}
 
 fn endpoint(snapshot: &Snapshot, pool: usize, member: usize) -> Arc<Endpoint> {
     snapshot.pools()[pool].members()[member].endpoint.clone()

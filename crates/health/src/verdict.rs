@@ -33,6 +33,15 @@ impl Streak {
         }
     }
 
+    /// Whether the latest probe agrees with the state, so that more like it change nothing.
+    pub(crate) fn confirms(&self, state: State) -> bool {
+        match state {
+            State::Unknown => false,
+            State::Up => self.well,
+            State::Down => !self.well,
+        }
+    }
+
     /// How many probes in a row have agreed with the latest, itself included.
     pub(crate) fn length(&self) -> u32 {
         self.length

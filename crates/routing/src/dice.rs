@@ -25,8 +25,6 @@ pub(crate) enum Purpose {
     Key,
     /// The arm of a split.
     Split,
-    /// The value of a sticky cookie.
-    Sticky,
     /// The permutation of a member in a Maglev table: where it begins.
     MaglevOffset,
     /// The permutation of a member in a Maglev table: how far it steps.
@@ -38,13 +36,11 @@ pub(crate) enum Purpose {
 pub(crate) fn digest(purpose: Purpose, bytes: &[u8]) -> u64 {
     const KEY: RapidSecrets = RapidSecrets::seed(0x666f_7265_6761_7465);
     const SPLIT: RapidSecrets = RapidSecrets::seed(0x7370_6c69_7420_6f6e);
-    const STICKY: RapidSecrets = RapidSecrets::seed(0x7374_6963_6b79_2063);
     const OFFSET: RapidSecrets = RapidSecrets::seed(0x6d61_676c_6576_206f);
     const SKIP: RapidSecrets = RapidSecrets::seed(0x6d61_676c_6576_2073);
     let secrets = match purpose {
         Purpose::Key => &KEY,
         Purpose::Split => &SPLIT,
-        Purpose::Sticky => &STICKY,
         Purpose::MaglevOffset => &OFFSET,
         Purpose::MaglevSkip => &SKIP,
     };
@@ -77,6 +73,5 @@ mod tests {
     fn digests_never_change() {
         assert_eq!(digest(Purpose::Key, b"10.0.0.1"), 8_808_385_198_515_027_849);
         assert_eq!(digest(Purpose::Split, b"10.0.0.1"), 4_650_857_515_149_219_442);
-        assert_eq!(digest(Purpose::Sticky, b"10.0.0.1"), 6_260_607_999_659_964_023);
     }
 }

@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::circuit::{Circuit, Mark};
+use crate::duty::{Duty, Roster};
 use crate::queue::Queue;
+use crate::share::{FULL, Share};
+use crate::tally::Tally;
 
 /// Where a VM listens. Displayed as in a configuration: `10.0.0.1:80`, `vm.lan:80`, `unix:/run/x.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +82,9 @@ pub enum State {
 pub struct Vitals {
     state: AtomicU8,
     pub(crate) circuit: Circuit,
+    pub(crate) roster: Roster,
+    pub(crate) share: Share,
+    pub(crate) tally: Tally,
     doubted: AtomicBool,
     in_flight: AtomicU32,
     /// Seconds, the bits of an `f64`; 0 is "never observed".
@@ -107,13 +113,43 @@ impl Vitals {
         let before = state_of(self.state.swap(code, Ordering::Relaxed));
         if before == State::Down && state == State::Up {
             self.circuit.forget();
+            self.share.rise();
         }
         before
     }
 
-    /// Whether new work may be sent there as far as probes know: it is not known to be down.
+    /// Whether work may be sent there as far as probes know, and nobody has said otherwise: it is not known to be down.
     pub fn usable(&self) -> bool {
-        self.state() != State::Down
+        self.state() != State::Down && self.duty() != Duty::Off
+    }
+
+    /// Whether that holds for new work too.
+    pub(crate) fn takes_new(&self) -> bool {
+        self.state() != State::Down && self.duty() == Duty::Work
+    }
+
+    pub fn duty(&self) -> Duty {
+        self.roster.duty()
+    }
+
+    /// Sets what is said of it, and returns what was before. One that wants work again warms up first.
+    pub fn set_duty(&self, duty: Duty, now_nanos: u64) -> Duty {
+        let before = self.roster.set(duty, now_nanos);
+        if before != Duty::Work && duty == Duty::Work {
+            self.share.rise();
+        }
+        before
+    }
+
+    /// The part of its weight that the VM asks for, from 0 to 1; a sixteenth is the least.
+    pub fn asked_share(&self) -> f64 {
+        f64::from(self.share.asked()) / f64::from(FULL)
+    }
+
+    /// The VM asks for this part of its weight.
+    pub fn ask_share(&self, part: f64) {
+        // As casts do: what is no number is nothing.
+        self.share.ask((part * f64::from(FULL)).round() as u32);
     }
 
     /// The body of a response was cut short by the VM, or came to its end.
@@ -128,7 +164,7 @@ impl Vitals {
 
     /// Whether the VM went down or was set aside since then.
     pub fn is_lost(&self, mark: Mark) -> bool {
-        !self.usable() || self.circuit.has_opened(mark)
+        self.state() == State::Down || self.circuit.has_opened(mark)
     }
 
     /// Somebody has waited for long. True: nobody else has said so; have the VM probed, and then [`settle`](Vitals::settle).

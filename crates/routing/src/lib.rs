@@ -9,12 +9,15 @@
 //! a [`Publisher`]. A worker reads it through a [`Reader`], finds a [`Site`] by host, a [`Matched`] route
 //! by path, and asks a [`Pool`] to [`pick`](Pool::pick).
 
+mod alarm;
 mod balance;
 mod circuit;
 mod cookie;
 mod dice;
+mod duty;
 mod endpoint;
 mod host;
+mod pace;
 mod path;
 mod pool;
 mod publish;
@@ -22,21 +25,28 @@ mod query;
 mod queue;
 mod retry;
 mod route;
+mod share;
 mod site;
 mod snapshot;
 mod split;
+mod tally;
 mod template;
 mod when;
 
+pub use alarm::{Alarm, Sleep};
 pub use balance::{Balance, UnknownBalance};
 pub use circuit::{Entry, Mark, Outlier};
+pub use duty::Duty;
 pub use endpoint::{Address, Endpoint, InFlight, State, Vitals};
 pub use host::{HostError, HostPattern, normalise_host};
 pub use path::{PathError, PathPattern, normalise_path};
-pub use pool::{HashOn, HealthCheck, Member, MemberSpec, Pick, Pool, PoolSpec, Probe, Sticky, Verdict};
+pub use pool::{
+    Agent, Deviation, HashOn, HealthCheck, Member, MemberSpec, Pick, Pool, PoolSpec, Probe, Secret, Sticky,
+    Verdict, Wake,
+};
 pub use publish::{Held, Publisher, Reader};
 pub use queue::{QueueSpec, Waiting};
-pub use retry::{Cause, Repetition, Retry};
+pub use retry::{Cause, Hedge, Repetition, Retry};
 pub use route::{
     Action, ActionSpec, Captures, HeaderEdit, Matched, NotMatched, Policy, RequestView, Respond, Rewrite,
     Route, RouteSpec, RouteTimeouts, Shadowed, UpstreamHost,

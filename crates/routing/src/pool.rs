@@ -1,26 +1,32 @@
 //! Pools: which VMs answer, and which one answers now.
 
+mod deviation;
 mod judge;
+mod sticky;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use self::sticky::StickyCookie;
+use crate::alarm::Alarm;
 use crate::balance::{Balance, Balancer, Candidates, Occasion};
 use crate::circuit::{Entry, Outlier};
 use crate::dice::{Purpose, digest};
 use crate::endpoint::{Address, Endpoint, InFlight};
+use crate::pace::Pace;
 use crate::queue::{Queue, QueueSpec, Waiting};
-use crate::retry::{Repeating, Retry};
+use crate::retry::{Hedge, Repeating, Retry};
 use crate::route::RequestView;
 use crate::snapshot::PoolId;
 use crate::{cookie, query};
 
+pub use self::deviation::Deviation;
 pub use self::judge::Verdict;
+pub use self::sticky::{Secret, Sticky};
 
 /// What a pool is made of.
 #[derive(Clone, Debug)]
@@ -37,6 +43,14 @@ pub struct PoolSpec {
     pub outlier: Option<Outlier>,
     pub retry: Retry,
     pub queue: QueueSpec,
+    /// How long a VM that has come up gets less than its share; none: it gets all of it at once.
+    pub slow_start: Option<Duration>,
+    /// How long who is stuck to a VM may still come there once it is to have no more work.
+    pub drain: Duration,
+    /// None: the VMs are not asked how they are.
+    pub agent: Option<Agent>,
+    /// None: nobody is called when there is no usable VM.
+    pub wake: Option<Wake>,
     pub members: Vec<MemberSpec>,
 }
 
@@ -52,6 +66,10 @@ impl PoolSpec {
             outlier: Some(Outlier::default()),
             retry: Retry::default(),
             queue: QueueSpec::default(),
+            slow_start: None,
+            drain: Duration::from_secs(30),
+            agent: None,
+            wake: None,
             members,
         }
     }
@@ -85,15 +103,6 @@ pub enum HashOn {
     Path,
 }
 
-/// A cookie of ours keeps a client at its VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sticky {
-    /// The name of the cookie: a token (RFC 9110, section 5.6.2), or none is ever set.
-    pub cookie: Box<str>,
-    /// None: until the browser is closed.
-    pub max_age: Option<Duration>,
-}
-
 /// How the members are probed. Owned here because it belongs to the pool; run by the health crate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
@@ -122,6 +131,24 @@ pub enum Probe {
     Grpc { service: Box<str> },
 }
 
+/// How the VMs are asked for their load: by a connection to a port of theirs, on which they say a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    pub port: u16,
+    pub interval: Duration,
+    /// Percent. A VM that says it uses more is probed at once, and gets less.
+    pub max_cpu: u8,
+}
+
+/// What is done when there is no usable VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wake {
+    /// A program and its arguments.
+    pub command: Box<[Box<str>]>,
+    /// For so long requests wait for a VM.
+    pub timeout: Duration,
+}
+
 /// One backend of a pool in a snapshot.
 #[derive(Debug)]
 pub struct Member {
@@ -141,6 +168,12 @@ pub struct Pool {
     pub retry: Retry,
     /// How many requests wait while all members have as many as they take, and for how long.
     pub queue: QueueSpec,
+    pub agent: Option<Agent>,
+    pub wake: Option<Wake>,
+    alarm: Arc<Alarm>,
+    slow_start: Option<Duration>,
+    drain: Duration,
+    pace: Arc<Pace>,
     line: Arc<Queue>,
     outlier: Option<Outlier>,
     repeating: Repeating,
@@ -158,15 +191,6 @@ struct Tier {
     /// The indices of its members with a weight above zero: the balancer calls them by their place here.
     slots: Box<[usize]>,
     balancer: Balancer,
-}
-
-#[derive(Debug)]
-struct StickyCookie {
-    name: Box<str>,
-    /// (value, index), sorted.
-    members: Box<[(u64, usize)]>,
-    /// By index: what is set over http, and what over https.
-    set: Box<[[HeaderValue; 2]]>,
 }
 
 /// A member that was picked, and its place in the in-flight count.
@@ -194,6 +218,8 @@ impl Pool {
             .map(|member| (member.endpoint.address.clone(), Arc::clone(&member.endpoint)))
             .collect();
         let line = previous.map(|previous| Arc::clone(&previous.line)).unwrap_or_default();
+        let pace = previous.map(|previous| Arc::clone(&previous.pace)).unwrap_or_default();
+        let alarm = previous.map(|previous| Arc::clone(&previous.alarm)).unwrap_or_default();
         let member = |spec: MemberSpec| {
             let MemberSpec { name: member, address, weight, tier, max_requests } = spec;
             let endpoint = endpoints.entry(address).or_insert_with_key(|address| {
@@ -205,6 +231,7 @@ impl Pool {
         let tiers = tiers(&members, spec.balance, previous);
         let sticky = spec.sticky.and_then(|sticky| StickyCookie::new(&name, &sticky, &members));
         let PoolSpec { balance, hash_on, health, outlier, retry, queue, .. } = spec;
+        let PoolSpec { slow_start, drain, agent, wake, .. } = spec;
         let repeating = Repeating::default();
         Pool {
             name,
@@ -212,6 +239,12 @@ impl Pool {
             health,
             retry,
             queue,
+            agent,
+            wake,
+            alarm,
+            slow_start,
+            drain,
+            pace,
             line,
             outlier,
             repeating,
@@ -267,7 +300,7 @@ impl Pool {
         let occasion = Occasion { key, dice, now_nanos };
         // Each time somebody else has taken what there was of the one that was chosen, which is passed over then.
         for _ in 0..=self.members.len() {
-            let Some(index) = self.choose(tried, occasion, self.heeded(now_nanos)) else {
+            let Some(index) = self.choose(tried, occasion, self.outlier.is_some()) else {
                 break;
             };
             if let Some(pick) = self.begin(index, now_nanos) {
@@ -275,25 +308,41 @@ impl Pool {
             }
         }
         let alone = self.outlier.is_some() && tried.is_empty() && !self.is_busy(tried, now_nanos);
-        let index = alone.then(|| self.choose(tried, occasion, None))??;
+        let index = alone.then(|| self.choose(tried, occasion, false))??;
         self.begin_as(index, Entry::LastResort)
     }
 
     /// The index of a member; `heeded` as in [`Candidates`].
-    fn choose(&self, tried: &[usize], occasion: Occasion, heeded: Option<u64>) -> Option<usize> {
+    fn choose(&self, tried: &[usize], occasion: Occasion, heeded: bool) -> Option<usize> {
         self.tiers.iter().find_map(|tier| {
-            let candidates = Candidates { members: &self.members, slots: &tier.slots, tried, heeded };
+            let candidates = Candidates {
+                members: &self.members,
+                slots: &tier.slots,
+                tried,
+                heeded,
+                now_nanos: occasion.now_nanos,
+                slow_start: self.slow_start,
+            };
             tier.slots.get(tier.balancer.pick(&candidates, occasion)?).copied()
         })
     }
 
     /// The member a sticky cookie of this request names, if it is usable, not set aside and not in `tried`. Its tier
-    /// and a weight of zero do not matter: they are about new work.
+    /// and a weight of zero do not matter: they are about new work. Nor does it that the VM is to have no new work, for
+    /// as long as its pool says.
     pub fn pick_sticky(&self, headers: &HeaderMap, tried: &[usize], now_nanos: u64) -> Option<Pick<'_>> {
         let index = self.sticky.as_ref()?.named(headers)?;
         let member = self.members.get(index)?;
-        let open = member.is_open(self.heeded(now_nanos)) && member.has_room() && !tried.contains(&index);
+        let open = member.is_open(self.heeded(now_nanos))
+            && member.has_room()
+            && !tried.contains(&index)
+            && !member.endpoint.vitals.roster.is_over(self.drain, now_nanos);
         open.then(|| self.begin(index, now_nanos))?
+    }
+
+    /// Whether a cookie keeps clients at their VM.
+    pub fn sticks(&self) -> bool {
+        self.sticky.is_some()
     }
 
     /// The `Set-Cookie` value for a response from `member` to a request with these headers: none when the
@@ -303,8 +352,7 @@ impl Pool {
         if sticky.named(headers) == Some(member) {
             return None;
         }
-        let [open, sealed] = sticky.set.get(member)?;
-        Some(if secure { sealed } else { open }.clone())
+        sticky.naming(member, secure)
     }
 
     /// A place in the line for a VM; none: too many wait already. Whoever [is first](Waiting::is_first) asks
@@ -324,16 +372,43 @@ impl Pool {
         let heeded = self.heeded(now_nanos);
         self.members.iter().enumerate().any(|(index, member)| {
             let limited = member.max_requests.is_some() && member.weight > 0;
-            limited && member.is_open(heeded) && !tried.contains(&index)
+            limited && member.takes_new(heeded) && !tried.contains(&index)
         })
     }
 
     /// Whether a request could be served now, as far as probes know.
     pub fn any_usable(&self) -> bool {
-        self.members.iter().any(|member| member.weight > 0 && member.endpoint.vitals.usable())
+        self.members.iter().any(|member| member.weight > 0 && member.endpoint.vitals.takes_new())
     }
 
-    /// For [`Candidates`] and [`Member::is_open`].
+    /// After how long without an answer a request that may be made again is made elsewhere too.
+    pub fn hedge_after(&self) -> Option<Duration> {
+        match self.retry.hedge? {
+            Hedge::After(time) => Some(time),
+            Hedge::P95 => self.pace.bound(),
+        }
+    }
+
+    /// Takes in how long an answer took to begin.
+    pub fn observe(&self, sample: Duration) {
+        if self.retry.hedge == Some(Hedge::P95) {
+            self.pace.observe(sample);
+        }
+    }
+
+    /// For the one who finds no usable VM: whether to wait for one, and whether to have it woken.
+    pub fn alarm(&self) -> &Alarm {
+        &self.alarm
+    }
+
+    /// What was begun with a member must end: it is to have no work any more, and its time for that is over.
+    pub fn is_over(&self, index: usize, now_nanos: u64) -> bool {
+        self.members
+            .get(index)
+            .is_some_and(|member| member.endpoint.vitals.roster.is_over(self.drain, now_nanos))
+    }
+
+    /// For [`Member::is_open`] and [`Member::takes_new`].
     fn heeded(&self, now_nanos: u64) -> Option<u64> {
         self.outlier.as_ref().map(|_| now_nanos)
     }
@@ -356,10 +431,16 @@ impl Pool {
 }
 
 impl Member {
-    /// Whether probes and live traffic let new work be sent there; `heeded` is the time where the latter counts.
+    /// Whether probes and live traffic let work be sent there; `heeded` is the time where the latter counts.
     pub(crate) fn is_open(&self, heeded: Option<u64>) -> bool {
         let vitals = &self.endpoint.vitals;
         vitals.usable() && heeded.is_none_or(|now| vitals.circuit.admits(now))
+    }
+
+    /// Whether new work may be.
+    pub(crate) fn takes_new(&self, heeded: Option<u64>) -> bool {
+        let vitals = &self.endpoint.vitals;
+        vitals.takes_new() && heeded.is_none_or(|now| vitals.circuit.admits(now))
     }
 
     /// Whether it takes one more request.
@@ -388,43 +469,6 @@ fn tiers(members: &[Member], balance: Balance, previous: Option<&Pool>) -> Box<[
         Tier { rank, slots: slots.into(), balancer }
     };
     by_rank.into_iter().map(tier).collect()
-}
-
-impl StickyCookie {
-    /// None when the name can stand in no header.
-    fn new(pool: &str, sticky: &Sticky, members: &[Member]) -> Option<StickyCookie> {
-        let values: Vec<u64> =
-            members.iter().map(|member| sticky_value(pool, &member.endpoint.address)).collect();
-        let set = values.iter().map(|value| {
-            let mut text = format!("{}={value:016x}; Path=/; HttpOnly; SameSite=Lax", sticky.cookie);
-            if let Some(max_age) = sticky.max_age {
-                // Writing to a String does not fail.
-                let _ = write!(text, "; Max-Age={}", max_age.as_secs());
-            }
-            let open = HeaderValue::from_str(&text).ok()?;
-            text.push_str("; Secure");
-            Some([open, HeaderValue::from_str(&text).ok()?])
-        });
-        let set = set.collect::<Option<_>>()?;
-        let mut members: Box<[_]> = values.into_iter().zip(0..).collect();
-        members.sort_unstable();
-        Some(StickyCookie { name: sticky.cookie.clone(), members, set })
-    }
-
-    /// The index of the member that the request's cookie names.
-    fn named(&self, headers: &HeaderMap) -> Option<usize> {
-        cookie::values(headers, &self.name).find_map(|value| {
-            let value = std::str::from_utf8(value).ok().filter(|value| value.len() == 16)?;
-            let value = u64::from_str_radix(value, 16).ok()?;
-            let at = self.members.partition_point(|(known, _)| *known < value);
-            self.members.get(at).filter(|(known, _)| *known == value).map(|(_, index)| *index)
-        })
-    }
-}
-
-/// Says nothing of the address, and means the same VM after every restart and behind every gateway.
-fn sticky_value(pool: &str, address: &Address) -> u64 {
-    digest(Purpose::Sticky, format!("{pool}\0{address}").as_bytes())
 }
 
 #[cfg(test)]

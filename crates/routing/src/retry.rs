@@ -1,6 +1,7 @@
 //! When a request that failed is made again.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use http::StatusCode;
 
@@ -12,6 +13,16 @@ pub struct Retry {
     pub on: Box<[Cause]>,
     /// Percent of the pool's requests under way that may be repetitions; none: as many as there are.
     pub budget: Option<u8>,
+    /// None: whoever is slow is waited for.
+    pub hedge: Option<Hedge>,
+}
+
+/// When a request that may be made again is made elsewhere at the same time, because no answer has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hedge {
+    After(Duration),
+    /// After the time within which 95 of a hundred answers of the pool begin.
+    P95,
 }
 
 /// Why an attempt did not do.
@@ -33,7 +44,7 @@ const LEAST: u32 = 10;
 
 impl Default for Retry {
     fn default() -> Retry {
-        Retry { attempts: 2, on: [Cause::Connect, Cause::Reset].into(), budget: Some(20) }
+        Retry { attempts: 2, on: [Cause::Connect, Cause::Reset].into(), budget: Some(20), hedge: None }
     }
 }
 

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use foregate_exchange::{Body, Failure, Kind};
-use foregate_routing::{Endpoint, InFlight};
+use foregate_exchange::{Body, Failure, Kind, Side};
+use foregate_routing::{Address, Endpoint, InFlight};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::time::Instant;
 
 use crate::dial::{self, Resolver, Spoken};
@@ -91,12 +92,36 @@ pub struct Outgoing {
     pub idle_timeout: Option<Duration>,
 }
 
+impl Outgoing {
+    /// The same request, with these headers and this body, for another VM.
+    #[must_use]
+    pub fn twin(&self, headers: HeaderMap, body: Body) -> Outgoing {
+        Outgoing {
+            method: self.method.clone(),
+            target: self.target.clone(),
+            authority: self.authority.clone(),
+            headers,
+            body,
+            upgrade: self.upgrade.clone(),
+            ..*self
+        }
+    }
+}
+
 /// Why no response came.
 #[derive(Debug)]
 pub struct SendError {
     pub failure: Failure,
     /// The request's body, when nothing of the request reached the VM.
     pub unsent: Option<Body>,
+}
+
+impl SendError {
+    /// Whether the VM is at fault, not its client.
+    #[must_use]
+    pub fn blames_vm(&self) -> bool {
+        self.failure.kind().side() == Side::Upstream
+    }
 }
 
 /// A connection about to carry one request.
@@ -171,6 +196,20 @@ impl Client {
     /// It is not.
     pub async fn touch(&self, endpoint: &Endpoint) -> Result<(), Failure> {
         dial::connect(&self.resolver, &endpoint.address).await.map(drop)
+    }
+
+    /// The first line a program says that says one to whoever connects; of a longer one so many bytes.
+    ///
+    /// # Errors
+    /// It cannot be reached, or breaks off.
+    pub async fn hear(&self, address: &Address, limit: usize) -> Result<Vec<u8>, Failure> {
+        let stream = dial::connect(&self.resolver, address).await?;
+        let mut line = Vec::new();
+        let mut reader = BufReader::new(stream).take(limit as u64);
+        match reader.read_until(b'\n', &mut line).await {
+            Ok(_) => Ok(line),
+            Err(error) => Err(Failure::because(Kind::Reset, error)),
+        }
     }
 
     /// Closes what has been idle for longer than its pool keeps it. Call it about once a second.

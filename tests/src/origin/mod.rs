@@ -7,6 +7,7 @@ mod serve;
 
 use std::{
     future::Future,
+    net::Ipv4Addr,
     path::PathBuf,
     pin::Pin,
     sync::{
@@ -80,11 +81,17 @@ pub(crate) struct Shared {
 
 /// Begins an ordinary HTTP/1.1 origin that answers 200 with its name.
 pub fn origin() -> Builder {
-    Builder { name: "vm".to_owned(), routes: Vec::new(), http2: false, place: Place::Tcp, tls: None }
+    Builder {
+        name: "vm".to_owned(),
+        routes: Vec::new(),
+        http2: false,
+        place: Place::Tcp(Ipv4Addr::LOCALHOST),
+        tls: None,
+    }
 }
 
 enum Place {
-    Tcp,
+    Tcp(Ipv4Addr),
     Quic,
     Unix(PathBuf),
 }
@@ -127,6 +134,13 @@ impl Builder {
         self
     }
 
+    /// Listens on another address of this machine, as a VM has one of its own: `127.0.0.2` and so on.
+    #[must_use]
+    pub fn at(mut self, ip: [u8; 4]) -> Builder {
+        self.place = Place::Tcp(ip.into());
+        self
+    }
+
     /// Listens on a Unix socket instead of a TCP port.
     #[must_use]
     pub fn unix(mut self, path: PathBuf) -> Builder {
@@ -158,9 +172,9 @@ impl Builder {
             goodbye: watch::Sender::new(()),
         });
         let (place, lease) = match self.place {
-            Place::Tcp => {
+            Place::Tcp(ip) => {
                 let lease = lease();
-                (serve::Place::Tcp(lease.port), Some(lease))
+                (serve::Place::Tcp((ip, lease.port).into()), Some(lease))
             }
             Place::Quic => {
                 let lease = lease();
@@ -193,7 +207,8 @@ impl Origin {
     /// What a configuration writes to reach it: `127.0.0.1:1234`, or with a scheme.
     pub fn address(&self) -> String {
         match &self.place {
-            serve::Place::Tcp(port) | serve::Place::Quic(port) => format!("127.0.0.1:{port}"),
+            serve::Place::Tcp(address) => address.to_string(),
+            serve::Place::Quic(port) => format!("127.0.0.1:{port}"),
             serve::Place::Unix(path) => format!("unix:{}", path.display()),
         }
     }

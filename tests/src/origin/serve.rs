@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     path::PathBuf,
     pin::Pin,
     sync::{
@@ -31,7 +32,7 @@ const KEPT: usize = 256 * 1024;
 
 #[derive(Clone)]
 pub(super) enum Place {
-    Tcp(u16),
+    Tcp(SocketAddr),
     /// UDP, for HTTP/3, which has a listener of its own.
     Quic(u16),
     Unix(PathBuf),
@@ -47,11 +48,9 @@ impl Place {
         match self {
             // The port is leased, so whoever has it is about to let go: an aborted listener, or a child
             // between fork and exec.
-            Place::Tcp(port) => Listener::Tcp(
-                eventually_async("the origin's port", || async {
-                    TcpListener::bind(("127.0.0.1", *port)).await.ok()
-                })
-                .await,
+            Place::Tcp(address) => Listener::Tcp(
+                eventually_async("the origin's port", || async { TcpListener::bind(address).await.ok() })
+                    .await,
             ),
             Place::Quic(_) => panic!("not a stream socket"),
             Place::Unix(path) => {

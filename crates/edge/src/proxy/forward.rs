@@ -11,8 +11,8 @@ use bytes::Bytes;
 use foregate_exchange::head::{self, Origin};
 use foregate_exchange::{Body, Failure, Kind, Side, clock};
 use foregate_routing::{
-    Address, Cause, HeaderEdit, InFlight, Matched, Member, Pick, Pool, Repetition, RequestView, UpstreamHost,
-    Variables, Verdict,
+    Address, Cause, Entry, HeaderEdit, InFlight, Matched, Member, Pick, Pool, Repetition, RequestView, Sleep,
+    UpstreamHost, Variables, Verdict,
 };
 use foregate_upstream::{Link, Outgoing, SendError, Transport};
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, SET_COOKIE, TE, UPGRADE};
@@ -23,7 +23,9 @@ use http_body_util::BodyExt;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
+use super::hedge::{Outcome, Spare};
 use super::{Interim, edit};
+use crate::Concern;
 use crate::answer::Answer;
 use crate::peer::Peer;
 use crate::waits::Waiting;
@@ -70,12 +72,13 @@ impl Forwarding<'_> {
         let target = self.target()?;
         let policy = &self.matched.route.policy;
         let key = pool.key(&self.view(&headers));
-        let secure = self.variables.scheme == "https";
+        let secure = self.is_secure();
         // The client may have asked for trailers in words; HTTP/2 and 3 take them without asking.
         let ask_trailers = self.takes_trailers && headers.contains_key(TE);
         // The body a repetition would have, where one may follow (RFC 9110, section 9.2.2).
         // One that waits for 100 (Continue) waits for the VM to say so.
-        let keeps = self.method.is_idempotent() && pool.retry.attempts > 0 && !headers.contains_key(EXPECT);
+        let repeats = pool.retry.attempts > 0 || pool.retry.hedge.is_some();
+        let keeps = self.method.is_idempotent() && repeats && !headers.contains_key(EXPECT);
         let (body, again) = match keeps {
             true => keep(body).await.map_err(|failure| self.give_up(failure))?,
             false => (body, None),
@@ -121,11 +124,8 @@ impl Forwarding<'_> {
                 self.report(pool, &failed, true);
             }
             let endpoint = &member.endpoint;
-            let judge = |well, now| {
-                if let Some(verdict) = pool.judge(index, entry, well, now) {
-                    announce(pool, member, verdict);
-                }
-            };
+            let cookie = pool.sticky_cookie(cookies.as_ref().unwrap_or(&outgoing.headers), index, secure);
+            let mut attempt = Attempt { member, index, entry, cookie, begun: now };
             let link = match self.worker.client.connect(endpoint, transport, self.upgrade.is_some()).await {
                 Ok(link) => link,
                 Err(failure) => {
@@ -134,7 +134,7 @@ impl Forwarding<'_> {
                     if !unreachable {
                         break;
                     }
-                    judge(false, clock::now_nanos());
+                    judge(pool, &attempt, false, clock::now_nanos());
                     if !pool.retry.covers(Cause::Connect) {
                         break;
                     }
@@ -143,28 +143,52 @@ impl Forwarding<'_> {
                 }
             };
             let (reused, leaves_fields) = (link.reused(), link.leaves_fields());
-            let cookie = pool.sticky_cookie(cookies.as_ref().unwrap_or(&outgoing.headers), index, secure);
             // Whoever keeps connections open meets one that the VM is just closing; only then, or when
             // the method allows it, is the head needed again.
             let may_repeat = left > 0 && (reused || again.is_some());
-            let copy = (may_repeat && !leaves_fields).then(|| outgoing.headers.clone());
+            let hedge_after = again.as_ref().and_then(|again| {
+                let may = self.upgrade.is_none() && attempt.cookie.is_some() == pool.sticks();
+                Some((pool.hedge_after().filter(|_| may)?, again.clone()))
+            });
+            let copy =
+                (hedge_after.is_some() || may_repeat && !leaves_fields).then(|| outgoing.headers.clone());
             outgoing.authority = self.authority_for(&endpoint.address, transport);
-            // Only a new connection has taken time.
-            let begun = if reused { now } else { clock::now_nanos() };
+            if !reused {
+                // A new connection has taken time.
+                attempt.begun = clock::now_nanos();
+            }
             let may_leave = may_repeat && again.is_some() && pool.retry.covers(Cause::Timeout);
-            let waiting = pool.patience().map(|patience| self.worker.waits.begin(endpoint, begun, patience));
+            let begin = |patience| self.worker.waits.begin(endpoint, attempt.begun, patience);
+            let waiting = pool.patience().map(begin);
             let waiting = waiting.as_ref().filter(|_| may_leave);
-            let answer = self.send(link, &mut outgoing, in_flight, waiting).await;
+            let spare = hedge_after.zip(copy.as_ref()).map(|((after, again), headers)| Spare {
+                transport,
+                outgoing: outgoing.twin(headers.clone(), Body::from(again)),
+                key,
+                carried: cookies.as_ref().unwrap_or(headers),
+                tried: tried.iter().copied().chain([index]).collect(),
+                after,
+            });
+            let sending = self.send(link, &mut outgoing, in_flight, waiting);
+            let Outcome { attempt, answer, other } = match spare {
+                // Boxed: it takes much room, and few need it.
+                Some(spare) => Box::pin(self.hedge(pool, attempt, sending, spare)).await,
+                None => Outcome { attempt, answer: sending.await, other: None },
+            };
+            tried.extend(other);
             let now = clock::now_nanos();
             let body = match answer {
                 Ok(response) => {
-                    endpoint.vitals.observe_latency(Duration::from_nanos(now.saturating_sub(begun)), now);
+                    let took = Duration::from_nanos(now.saturating_sub(attempt.begun));
+                    let vitals = &attempt.member.endpoint.vitals;
+                    vitals.observe_latency(took, now);
+                    pool.observe(took);
                     let well = !pool.retry.covers(Cause::Status(response.status()));
-                    judge(well, now);
+                    judge(pool, &attempt, well, now);
                     if response.body().is_end_stream() || matches!(response.body(), Body::Full(_)) {
-                        endpoint.vitals.cut(false);
+                        vitals.cut(false);
                     }
-                    let response = self.receive(response, cookie);
+                    let response = self.receive(response, attempt.cookie);
                     if well {
                         return Ok(response);
                     }
@@ -175,20 +199,22 @@ impl Forwarding<'_> {
                     if repetition.is_none() {
                         break;
                     }
-                    tried.push(index);
+                    tried.push(attempt.index);
                     Body::from(again)
                 }
-                Err(SendError { failure, unsent }) => {
+                Err(error) => {
+                    let blames_vm = error.blames_vm();
+                    let SendError { failure, unsent } = error;
                     let cause = cause(failure.kind());
                     // A stale connection says nothing about its VM.
                     let untouched = unsent.is_some();
                     let stale = reused && failure.kind() == Kind::Reset && (leaves_fields || untouched);
-                    if failure.kind().side() == Side::Upstream && !stale {
-                        judge(false, now);
+                    if blames_vm && !stale {
+                        judge(pool, &attempt, false, now);
                     }
                     let covered = stale || cause.is_some_and(|cause| pool.retry.covers(cause));
                     let body = unsent.or_else(|| again.clone().filter(|_| covered).map(Body::from));
-                    failed = Some(Failed { member, failure });
+                    failed = Some(Failed { member: attempt.member, failure });
                     let Some(body) = body.filter(|_| may_repeat) else { break };
                     if !(stale || untouched) {
                         drop(repetition.take());
@@ -200,7 +226,7 @@ impl Forwarding<'_> {
                         }
                         // An only VM may do better on a new connection.
                         if !(reused && pool.members().len() == 1) {
-                            tried.push(index);
+                            tried.push(attempt.index);
                         }
                     }
                     body
@@ -244,10 +270,15 @@ impl Forwarding<'_> {
         .await
     }
 
+    /// Over https to us, or to a trusted proxy before us.
+    pub(super) fn is_secure(&self) -> bool {
+        self.variables.scheme == "https"
+    }
+
     /// The VM for the next attempt.
     async fn pick<'p>(
         &self,
-        pool: &'p Pool,
+        pool: &'p Arc<Pool>,
         key: u64,
         headers: &HeaderMap,
         tried: &[usize],
@@ -261,7 +292,7 @@ impl Forwarding<'_> {
         Box::pin(self.wait(pool, key, headers, tried)).await
     }
 
-    fn pick_now<'p>(
+    pub(super) fn pick_now<'p>(
         &self,
         pool: &'p Pool,
         key: u64,
@@ -276,27 +307,27 @@ impl Forwarding<'_> {
     /// Waits for a VM, if there is none because all have as many requests as they take.
     async fn wait<'p>(
         &self,
-        pool: &'p Pool,
+        pool: &'p Arc<Pool>,
         key: u64,
         headers: &HeaderMap,
         tried: &[usize],
     ) -> Result<Pick<'p>, Without> {
-        let busy = || pool.is_busy(tried, clock::now_nanos());
-        if !pool.others_wait() && !busy() {
+        let mut wait = pool.queue.timeout;
+        if !pool.others_wait() && !self.is_worth_waiting(pool, tried, &mut wait) {
             return Err(Without::Usable);
         }
         let Some(mut waiting) = pool.enter_queue(self.matched.route.policy.queue_priority) else {
             return Err(Without::Room);
         };
         let mut own_turn = waiting.is_first();
-        let until = pool.queue.timeout.map(|limit| Instant::now() + limit);
+        let begun = Instant::now();
         loop {
             if own_turn {
                 if let Some(pick) = self.pick_now(pool, key, headers, tried) {
                     waiting.leave();
                     return Ok(pick);
                 }
-                if !busy() {
+                if !self.is_worth_waiting(pool, tried, &mut wait) {
                     return Err(Without::Usable);
                 }
                 if waiting.stay() {
@@ -305,12 +336,28 @@ impl Forwarding<'_> {
                 }
             }
             let look = Instant::now() + LOOK;
+            let until = wait.map(|limit| begun + limit);
             let next = until.map_or(look, |until| until.min(look));
             if timeout_at(next, &mut waiting).await.is_err() && until == Some(next) {
                 return Err(Without::Time);
             }
             own_turn = true;
         }
+    }
+
+    /// Whether there may soon be a VM: one that is busy, or one that is being woken. For the latter one waits longer.
+    fn is_worth_waiting(&self, pool: &Arc<Pool>, tried: &[usize], wait: &mut Option<Duration>) -> bool {
+        if pool.is_busy(tried, clock::now_nanos()) {
+            return true;
+        }
+        let Some(wake) = pool.wake.as_ref().filter(|_| !pool.any_usable()) else { return false };
+        match pool.alarm().raise() {
+            Sleep::Sound => self.worker.waits.tell(Concern::Wake(pool.clone())),
+            Sleep::Wakes => {}
+            Sleep::Deaf => return false,
+        }
+        *wait = wait.map(|wait| wait.max(wake.timeout));
+        true
     }
 
     fn edits_cookies(&self) -> bool {
@@ -364,7 +411,7 @@ impl Forwarding<'_> {
     }
 
     /// The host the VM is asked for. A unix socket has no name but the one its TLS is told.
-    fn authority_for(&self, address: &Address, transport: &Transport) -> HeaderValue {
+    pub(super) fn authority_for(&self, address: &Address, transport: &Transport) -> HeaderValue {
         let backend = match (&self.matched.route.policy.upstream_host, transport.server_name()) {
             (UpstreamHost::Preserve, _) => return self.authority.clone(),
             (UpstreamHost::Literal(host), _) => return host.clone(),
@@ -486,6 +533,24 @@ async fn keep(body: Body) -> Result<(Body, Option<Bytes>), Failure> {
     }
     let bytes = read.to_bytes();
     Ok((Body::from(bytes.clone()), Some(bytes)))
+}
+
+/// One VM that is asked.
+pub(super) struct Attempt<'p> {
+    pub(super) member: &'p Member,
+    pub(super) index: usize,
+    pub(super) entry: Entry,
+    /// What its answer sets, so that the client comes back.
+    pub(super) cookie: Option<HeaderValue>,
+    /// Nanoseconds, when it had a connection.
+    pub(super) begun: u64,
+}
+
+/// Takes in how an attempt went.
+pub(super) fn judge(pool: &Pool, attempt: &Attempt<'_>, well: bool, now: u64) {
+    if let Some(verdict) = pool.judge(attempt.index, attempt.entry, well, now) {
+        announce(pool, attempt.member, verdict);
+    }
 }
 
 /// Says what live traffic has changed.

@@ -18,18 +18,20 @@ use super::certificates;
 use super::diagnostic::{Problem, Problems};
 use super::document::Document;
 use super::inherit::Layer;
-use super::pools::{PoolDraft, PoolLayer};
+use super::pools::{Around, PoolDraft, PoolLayer};
 use super::routes::RouteDraft;
 use super::sites::{SiteDraft, SiteLayer};
 use super::source::{Place, Placed};
 use super::suggest;
 use super::value::Location;
 use crate::self_signed::SelfSigned;
+use crate::state::StickySecret;
 
 /// What a document without errors compiles to.
 pub(super) struct Compiled {
     pub(super) live: Live,
     pub(super) self_signed: Vec<SelfSigned>,
+    pub(super) sticky: Option<StickySecret>,
 }
 
 /// Compiles a document. `None` exactly when an error has been noted.
@@ -39,7 +41,11 @@ pub(super) fn compile(
     problems: &Problems,
 ) -> Option<Compiled> {
     let Document { server, tls, site_defaults, pool_defaults, sites, pools } = document;
+    let secret = StickySecret::obtain(&server.state_dir);
+    let around = Around { drain: server.settings.timeouts.drain, secret: secret.secret };
     let mut assembly = Assembly {
+        around,
+        sticks: false,
         builder: SnapshotBuilder::new(previous),
         transports: Vec::new(),
         named: HashMap::new(),
@@ -99,6 +105,7 @@ pub(super) fn compile(
     if problems.any_error() {
         return None;
     }
+    let sticky = assembly.sticks.then_some(secret);
     let transports: Option<Vec<Arc<Transport>>> = assembly.transports.into_iter().collect();
     let live = Live {
         routing: assembly.builder.build(),
@@ -106,11 +113,14 @@ pub(super) fn compile(
         certificates: Arc::new(store),
         settings: Arc::new(server.settings),
     };
-    Some(Compiled { live, self_signed })
+    Some(Compiled { live, self_signed, sticky })
 }
 
 /// The snapshot in the making, and the pools that can be named so far.
 struct Assembly<'p> {
+    around: Around,
+    /// Some pool keeps clients by a cookie.
+    sticks: bool,
     builder: SnapshotBuilder,
     /// Index is that of the pool; `None` where an error was noted.
     transports: Vec<Option<Arc<Transport>>>,
@@ -135,7 +145,9 @@ impl Assembly<'_> {
         let layer = pool.layer.clone().over(&self.defaults);
         let transport = super::transport::compile(pool, &layer, self.problems);
         self.transports.push(transport.map(Arc::new));
-        self.builder.add_pool(pool.compile(&layer, self.problems))
+        let spec = pool.compile(&layer, &self.around, self.problems);
+        self.sticks |= spec.sticky.is_some();
+        self.builder.add_pool(spec)
     }
 
     fn add_named(&mut self, pool: &PoolDraft) {

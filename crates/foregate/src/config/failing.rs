@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use foregate_routing::{Cause, Outlier, QueueSpec, Retry};
+use foregate_routing::{Cause, Hedge, Outlier, QueueSpec, Retry};
 use http::StatusCode;
 
 use super::decode::Value;
 use super::inherit::{Layer, Said};
-use super::value;
+use super::value::{self, Misfit};
 
 /// One layer of `outlier`.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +67,7 @@ pub(super) struct RetryLayer {
     attempts: Option<u32>,
     on: Option<Vec<Cause>>,
     budget: Said<u8>,
+    hedge: Said<Hedge>,
 }
 
 impl RetryLayer {
@@ -85,8 +86,8 @@ impl RetryLayer {
             attempts: table.read("attempts", |value| value.number(0, 10, "a number from 0 to 10")),
             on: table.read("on", |value| value.at_least_one(|one| one.one_of(&causes))),
             budget: table.said("budget", percent),
+            hedge: table.said("hedge_after", hedge),
         };
-        table.later("hedge_after", |value| value.is_word("off"));
         table.finish();
         Some(layer)
     }
@@ -97,6 +98,7 @@ impl RetryLayer {
             attempts: self.attempts.unwrap_or(usual.attempts),
             on: self.on.map_or(usual.on, Box::from),
             budget: self.budget.value_or(usual.budget),
+            hedge: self.hedge.value(),
         }
     }
 }
@@ -115,6 +117,7 @@ impl Layer for RetryLayer {
             attempts: self.attempts.or(below.attempts),
             on: self.on.or_else(|| below.on.clone()),
             budget: self.budget.or(below.budget.clone()),
+            hedge: self.hedge.or(below.hedge.clone()),
         }
     }
 }
@@ -156,6 +159,19 @@ impl Layer for QueueLayer {
     }
 }
 
-fn percent(value: &Value<'_>) -> Option<u8> {
+const HEDGES: &str = "\"off\", \"p95\" or a duration such as \"80ms\"";
+
+fn hedge(value: &Value<'_>) -> Option<Hedge> {
+    if value.is_word("p95") {
+        return Some(Hedge::P95);
+    }
+    let time = |text: &str| {
+        let misfit = |_| Misfit::new(format!("\"{text}\" is no time to wait")).help(HEDGES);
+        value::duration(text).map(Hedge::After).map_err(misfit)
+    };
+    value.parse(HEDGES, time).map(|hedge| hedge.value)
+}
+
+pub(super) fn percent(value: &Value<'_>) -> Option<u8> {
     value.parse("a share such as \"50%\"", value::percent).map(|percent| percent.value)
 }

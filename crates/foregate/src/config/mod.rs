@@ -16,6 +16,7 @@
 //! compiled, so that what `check` accepts is what `run` can start with.
 
 mod actions;
+mod agent;
 mod certificates;
 mod compile;
 mod decode;
@@ -51,6 +52,7 @@ use foregate_routing::Snapshot;
 pub(crate) use diagnostic::Report;
 
 use crate::self_signed::SelfSigned;
+use crate::state::StickySecret;
 use diagnostic::{Problem, Problems};
 use document::Document;
 use source::Source;
@@ -67,6 +69,8 @@ pub(crate) struct Loaded {
     /// The certificates made because of `tls.self_signed`. Loading writes nothing, since anybody may run
     /// `check`: who serves them calls [`SelfSigned::keep`] on each, so that a restart presents the same ones.
     pub(crate) self_signed: Vec<SelfSigned>,
+    /// What sticky cookies are made with, where a pool has one: to be kept likewise.
+    pub(crate) sticky: Option<StickySecret>,
 }
 
 /// Reads the file at `path` and all it includes. `previous` lends its endpoints, so that the health of an
@@ -113,5 +117,6 @@ fn load_source(main: Source, previous: Option<&Snapshot>) -> Result<Loaded, Repo
         return Err(problems.into_report(&name, &sources));
     };
     let warnings = problems.into_warnings(&sources);
-    Ok(Loaded { live: compiled.live, state_dir, warnings, self_signed: compiled.self_signed })
+    let compile::Compiled { live, self_signed, sticky } = compiled;
+    Ok(Loaded { live, state_dir, warnings, self_signed, sticky })
 }

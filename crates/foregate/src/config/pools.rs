@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use foregate_routing::{Address, Balance, HashOn, MemberSpec, PoolSpec, Sticky};
+use foregate_routing::{Address, Agent, Balance, HashOn, MemberSpec, PoolSpec, Secret, Sticky};
 use foregate_upstream::Protocol;
 
+use super::agent::{AgentLayer, WakeLayer};
 use super::decode::{Table, Value};
 use super::diagnostic::{Problem, Problems};
 use super::failing::{self, OutlierLayer, QueueLayer, RetryLayer};
@@ -52,6 +53,9 @@ pub(super) struct PoolLayer {
     outlier: Said<OutlierLayer>,
     retry: Said<RetryLayer>,
     queue: Said<QueueLayer>,
+    slow_start: Said<Duration>,
+    agent: Said<AgentLayer>,
+    wake: Said<WakeLayer>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -90,11 +94,13 @@ impl PoolLayer {
             outlier: table.said("outlier", OutlierLayer::read),
             retry: table.said("retry", RetryLayer::read),
             queue: table.said("queue", QueueLayer::read),
+            slow_start: table.said("slow_start", Value::duration),
+            agent: table.said("agent", AgentLayer::read),
+            wake: table.said("wake", WakeLayer::read),
         };
-        for key in ["send_proxy", "slow_start", "bandwidth"] {
+        for key in ["send_proxy", "bandwidth"] {
             table.later(key, |value| value.is_word("off"));
         }
-        table.never_yet(&["agent", "wake"]);
         layer
     }
 }
@@ -131,7 +137,7 @@ impl PoolDraft {
     }
 
     /// Compiles all but the transport. Call it with `layer` already merged over the defaults.
-    pub(super) fn compile(&self, layer: &PoolLayer, problems: &Problems) -> PoolSpec {
+    pub(super) fn compile(&self, layer: &PoolLayer, around: &Around, problems: &Problems) -> PoolSpec {
         let balance = layer.balance.unwrap_or_default();
         if let Some(hash_on) = self.layer.hash_on.as_ref().filter(|_| balance != Balance::Hash) {
             let problem =
@@ -155,22 +161,44 @@ impl PoolDraft {
                 max_requests: backend.max_requests,
             }
         });
+        let health = layer.health.as_ref().value();
+        let health = health.and_then(|health| health.compile(self.name.place, problems));
         PoolSpec {
             name: self.name.value.as_str().into(),
             balance,
             hash_on: layer.hash_on.as_ref().map(|hash_on| hash_on.value.clone()).unwrap_or_default(),
-            sticky: layer.sticky.clone().value().map(StickyLayer::compile),
-            health: layer
-                .health
-                .as_ref()
-                .value()
-                .and_then(|health| health.compile(self.name.place, problems)),
+            sticky: layer.sticky.clone().value().map(|sticky| sticky.compile(around.secret)),
+            agent: layer.agent.as_ref().value().and_then(|agent| self.agent(agent, problems)),
+            wake: layer.wake.as_ref().value().and_then(|wake| wake.compile(health.is_some(), problems)),
+            health,
+            slow_start: layer.slow_start.clone().value(),
+            drain: around.drain,
             outlier: failing::outlier(&layer.outlier),
             retry: failing::retry(&layer.retry),
             queue: failing::queue(&layer.queue),
             members: members.collect(),
         }
     }
+
+    fn agent(&self, agent: &AgentLayer, problems: &Problems) -> Option<Agent> {
+        let unreachable = |backend: &&Backend| matches!(backend.address(), Address::Unix(_));
+        if let Some(backend) = self.backends.iter().find(unreachable) {
+            let message = "an agent is asked over the network, and this backend is a unix socket";
+            let problem = Problem::error(backend.location.place, message);
+            problems.push(problem.help("write `agent = \"off\"` in this pool"));
+            return None;
+        }
+        agent.compile(problems)
+    }
+}
+
+/// What pools take from the rest of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around {
+    /// `server.timeouts.drain`
+    pub(super) drain: Duration,
+    /// What sticky cookies are made with.
+    pub(super) secret: Secret,
 }
 
 impl Backend {
@@ -290,9 +318,9 @@ fn read_sticky(value: &Value<'_>) -> Option<StickyLayer> {
 }
 
 impl StickyLayer {
-    fn compile(self) -> Sticky {
+    fn compile(self, secret: Secret) -> Sticky {
         let cookie = self.cookie.unwrap_or_else(|| "fg_vm".to_owned());
-        Sticky { cookie: cookie.into(), max_age: self.max_age.value() }
+        Sticky { cookie: cookie.into(), max_age: self.max_age.value(), secret }
     }
 }
 
@@ -318,6 +346,9 @@ impl Layer for PoolLayer {
             outlier: self.outlier.over(&below.outlier),
             retry: self.retry.over(&below.retry),
             queue: self.queue.over(&below.queue),
+            slow_start: self.slow_start.or(below.slow_start.clone()),
+            agent: self.agent.over(&below.agent),
+            wake: self.wake.over(&below.wake),
         }
     }
 }

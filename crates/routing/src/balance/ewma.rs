@@ -22,11 +22,12 @@ pub(super) fn pick(draw: &Draw, candidates: &Candidates<'_>, occasion: Occasion)
 
 fn cost(candidate: &Candidate<'_>, now_nanos: u64) -> f64 {
     let latency = candidate.vitals.latency(now_nanos);
-    let in_flight = f64::from(candidate.vitals.in_flight());
+    let running = candidate.vitals.in_flight();
+    let in_flight = f64::from(running);
     let cost = match latency {
         0.0 if in_flight == 0.0 => 0.0,
         0.0 => UNKNOWN * in_flight,
         _ => latency * (in_flight + 1.0),
     };
-    cost / f64::from(candidate.weight)
+    cost / candidate.weight_with(running) as f64
 }

@@ -46,11 +46,14 @@ impl Maglev {
             let place = usize::try_from(below(hash, self.table.len() as u64)).ok()?;
             let slot = usize::try_from(*self.table.get(place)?).ok()?;
             hash = mix(hash);
-            let Some(candidate) = candidates.open(slot) else { continue };
+            let candidate = candidates.open(slot);
+            let Some(candidate) = candidate.filter(|it| candidates.takes_turn(it, occasion.key)) else {
+                continue;
+            };
             let in_flight = candidate.vitals.in_flight();
             // An idle member is below every bound: the others need not be looked at.
             if in_flight == 0
-                || bound.get_or_insert_with(|| Bound::of(candidates)).allows(in_flight, candidate.weight)
+                || bound.get_or_insert_with(|| Bound::of(candidates)).allows(in_flight, candidate.weight())
             {
                 return Some(slot);
             }
@@ -71,12 +74,12 @@ impl Bound {
     fn of(candidates: &Candidates<'_>) -> Bound {
         candidates.all_open().fold(Bound { requests: 1, weight: 0 }, |sum, candidate| Bound {
             requests: sum.requests + u64::from(candidate.vitals.in_flight()),
-            weight: sum.weight + u64::from(candidate.weight),
+            weight: sum.weight + candidate.weight(),
         })
     }
 
     /// `in_flight + 1 <= ceil(5/4 * requests * weight / sum of weights)`, without dividing.
-    fn allows(&self, in_flight: u32, weight: u32) -> bool {
+    fn allows(&self, in_flight: u32, weight: u64) -> bool {
         4 * u128::from(in_flight) * u128::from(self.weight)
             < 5 * u128::from(self.requests) * u128::from(weight)
     }

@@ -7,14 +7,14 @@ use super::{Candidates, Occasion};
 /// Compares (in flight + 1) / weight, the load there would be with this request.
 pub(super) fn pick(candidates: &Candidates<'_>, occasion: Occasion) -> Option<usize> {
     candidates
-        .cheapest(occasion.dice, |candidate| Load {
-            requests: u64::from(candidate.vitals.in_flight()) + 1,
-            weight: u64::from(candidate.weight),
+        .cheapest(occasion.dice, |candidate| {
+            let in_flight = candidate.vitals.in_flight();
+            Load { requests: u64::from(in_flight) + 1, weight: candidate.weight_with(in_flight) }
         })
         .map(|candidate| candidate.slot)
 }
 
-/// A fraction, compared without dividing: both terms fit 33 bits, so the products fit a word and a bit.
+/// A fraction, compared without dividing: both terms fit a word, so the products fit two.
 #[derive(Clone, Copy, Debug)]
 struct Load {
     requests: u64,

@@ -12,10 +12,12 @@ mod round_robin;
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::dice::{below, mix};
 use crate::endpoint::Vitals;
 use crate::pool::Member;
+use crate::share::FULL;
 
 /// How the members of a pool share its requests. All honour weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -130,12 +132,12 @@ impl Balancer {
     /// The slot that gets the request; none when no candidate is open.
     pub(crate) fn pick(&self, candidates: &Candidates<'_>, occasion: Occasion) -> Option<usize> {
         match self {
-            Balancer::RoundRobin(round) => round.pick(candidates),
+            Balancer::RoundRobin(round) => round.pick(candidates, occasion),
             Balancer::LeastRequests => least_requests::pick(candidates, occasion),
             Balancer::Random(draw) => random::pick(draw, candidates, occasion),
             Balancer::Ewma(draw) => ewma::pick(draw, candidates, occasion),
             Balancer::Hash(table) => table.pick(candidates, occasion),
-            Balancer::First => first::pick(candidates),
+            Balancer::First => first::pick(candidates, occasion),
         }
     }
 }
@@ -149,8 +151,11 @@ pub(crate) struct Candidates<'a> {
     pub(crate) slots: &'a [usize],
     /// Indices.
     pub(crate) tried: &'a [usize],
-    /// The time, where members that live traffic has set aside are passed over until theirs has come.
-    pub(crate) heeded: Option<u64>,
+    /// Whether members that live traffic has set aside are passed over until their time has come.
+    pub(crate) heeded: bool,
+    pub(crate) now_nanos: u64,
+    /// How long a member warms up.
+    pub(crate) slow_start: Option<Duration>,
 }
 
 /// A member that may be picked now.
@@ -158,8 +163,23 @@ pub(crate) struct Candidates<'a> {
 pub(crate) struct Candidate<'a> {
     pub(crate) slot: usize,
     /// Above zero.
-    pub(crate) weight: u32,
+    weight: u32,
+    /// How much of its weight counts, of [`FULL`]; above zero.
+    share: u32,
     pub(crate) vitals: &'a Vitals,
+}
+
+impl Candidate<'_> {
+    /// What counts of its weight, towards that of others.
+    pub(crate) fn weight(&self) -> u64 {
+        u64::from(self.weight) * u64::from(self.share)
+    }
+
+    /// The same towards others by requests in flight. One that has none is like any other that has none: how often it
+    /// is looked at at all then limits its share.
+    fn weight_with(&self, in_flight: u32) -> u64 {
+        if in_flight == 0 { u64::from(self.weight) * u64::from(FULL) } else { self.weight() }
+    }
 }
 
 impl<'a> Candidates<'a> {
@@ -171,8 +191,25 @@ impl<'a> Candidates<'a> {
     pub(crate) fn open(&self, slot: usize) -> Option<Candidate<'a>> {
         let index = *self.slots.get(slot)?;
         let member = self.members.get(index)?;
-        let open = member.is_open(self.heeded) && member.has_room() && !self.tried.contains(&index);
-        open.then_some(Candidate { slot, weight: member.weight, vitals: &member.endpoint.vitals })
+        let vitals = &member.endpoint.vitals;
+        let open = member.takes_new(self.heeded.then_some(self.now_nanos))
+            && member.has_room()
+            && !self.tried.contains(&index);
+        open.then(|| {
+            let share = vitals.share.now(self.slow_start, self.now_nanos);
+            Candidate { slot, weight: member.weight, share, vitals }
+        })
+    }
+
+    /// Whether one that is open takes its turn: always, but while only a part of its weight counts, and for more of the
+    /// others. The same for the same `chance`, as long as the part is no smaller.
+    fn takes_turn(&self, candidate: &Candidate<'_>, chance: u64) -> bool {
+        if candidate.share >= FULL {
+            return true;
+        }
+        let most = self.all_open().map(|other| other.share).max().unwrap_or(FULL);
+        let point = below(mix(chance.wrapping_add(mix(candidate.slot as u64))), most.into());
+        point < u64::from(candidate.share)
     }
 
     /// All that are open, by slot.
@@ -183,11 +220,11 @@ impl<'a> Candidates<'a> {
 
     /// A choice by weight among all that are open, the same for the same `hash` and the same open ones.
     fn by_weight(&self, hash: u64) -> Option<Candidate<'a>> {
-        let total = self.all_open().map(|candidate| u64::from(candidate.weight)).sum();
+        let total = self.all_open().map(|candidate| candidate.weight()).sum();
         let mut point = below(hash, total);
         let mut last = None;
         for candidate in self.all_open() {
-            match point.checked_sub(u64::from(candidate.weight)) {
+            match point.checked_sub(candidate.weight()) {
                 Some(rest) => point = rest,
                 None => return Some(candidate),
             }
@@ -206,7 +243,12 @@ impl<'a> Candidates<'a> {
         let mut best: Option<(C, Candidate<'a>)> = None;
         // The weight of all that have tied with the best so far.
         let mut tied = 0;
+        let mut passed_over = None;
         for candidate in self.all_open() {
+            if !self.takes_turn(&candidate, dice) {
+                passed_over = Some(candidate);
+                continue;
+            }
             let weight = u64::from(candidate.weight);
             let cost = cost(&candidate);
             match &best {
@@ -222,7 +264,7 @@ impl<'a> Candidates<'a> {
             }
             best = Some((cost, candidate));
         }
-        best.map(|(_, candidate)| candidate)
+        best.map(|(_, candidate)| candidate).or(passed_over)
     }
 }
 
@@ -253,7 +295,8 @@ impl Draw {
         (0..Draw::ATTEMPTS)
             .find_map(|attempt| {
                 let point = below(mix(dice.wrapping_add(attempt)), total);
-                candidates.open(self.cumulative.partition_point(|sum| *sum <= point))
+                let drawn = candidates.open(self.cumulative.partition_point(|sum| *sum <= point))?;
+                candidates.takes_turn(&drawn, dice.wrapping_add(attempt)).then_some(drawn)
             })
             .or_else(|| candidates.by_weight(mix(dice.wrapping_add(Draw::ATTEMPTS))))
     }

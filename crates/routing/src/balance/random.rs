@@ -8,7 +8,7 @@ use super::{Candidates, Draw, Occasion};
 /// the two wins, and the shares are exactly the weights.
 pub(super) fn pick(draw: &Draw, candidates: &Candidates<'_>, occasion: Occasion) -> Option<usize> {
     let (first, second) = draw.two(candidates, occasion.dice)?;
-    let first_load = u64::from(first.vitals.in_flight()) * u64::from(second.weight);
-    let second_load = u64::from(second.vitals.in_flight()) * u64::from(first.weight);
+    let first_load = u128::from(first.vitals.in_flight()) * u128::from(second.weight());
+    let second_load = u128::from(second.vitals.in_flight()) * u128::from(first.weight());
     Some(if second_load < first_load { second.slot } else { first.slot })
 }

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Candidates;
+use super::{Candidates, Occasion};
 use crate::dice::mix;
 use crate::pool::Member;
 
@@ -30,13 +30,17 @@ impl RoundRobin {
         RoundRobin { round: smooth(&reduce(weights)), cursor: Cursor(AtomicU64::new(at)) }
     }
 
-    pub(super) fn pick(&self, candidates: &Candidates<'_>) -> Option<usize> {
+    pub(super) fn pick(&self, candidates: &Candidates<'_>, occasion: Occasion) -> Option<usize> {
         let at = self.cursor.0.fetch_add(1, Ordering::Relaxed);
         let place = usize::try_from(at.checked_rem(self.round.len() as u64)?).ok()?;
         let scheduled = usize::try_from(*self.round.get(place)?).ok()?;
         // When the one whose turn it is cannot, its share goes to all others by weight. Simply taking the
         // next would double the load of whoever stands behind a dead VM.
-        candidates.open(scheduled).or_else(|| candidates.by_weight(mix(at))).map(|candidate| candidate.slot)
+        let scheduled = candidates.open(scheduled);
+        scheduled
+            .filter(|candidate| candidates.takes_turn(candidate, occasion.dice))
+            .or_else(|| candidates.by_weight(mix(at)))
+            .map(|candidate| candidate.slot)
     }
 }
 

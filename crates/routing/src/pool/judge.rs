@@ -21,13 +21,19 @@ impl Pool {
     /// Takes in how the request of a [`Pick`](super::Pick) went. `now_nanos` is the clock of [`Pool::pick`].
     pub fn judge(&self, index: usize, entry: Entry, well: bool, now_nanos: u64) -> Option<Verdict> {
         let outlier = self.outlier.as_ref()?;
-        let circuit = &self.members.get(index)?.endpoint.vitals.circuit;
+        let vitals = &self.members.get(index)?.endpoint.vitals;
+        vitals.tally.count(well);
+        let circuit = &vitals.circuit;
         if well && entry == Entry::Free && circuit.is_cut(outlier.consecutive_failures) {
             // It begins well, but what it began before did not come to its end.
             return self.set_aside(index, now_nanos);
         }
         if well {
-            return circuit.succeed(entry, now_nanos).then_some(Verdict::Restored);
+            let restored = circuit.succeed(entry, now_nanos);
+            if restored {
+                vitals.share.rise();
+            }
+            return restored.then_some(Verdict::Restored);
         }
         if !circuit.fail(entry, outlier.consecutive_failures) {
             return None;
@@ -74,7 +80,7 @@ impl Pool {
     /// The other members that new work may be sent to as far as probes know.
     fn others(&self, index: usize) -> impl Iterator<Item = &Member> {
         let all = self.members.iter().enumerate().filter(move |(other, _)| *other != index);
-        all.map(|(_, member)| member).filter(|member| member.weight > 0 && member.endpoint.vitals.usable())
+        all.map(|(_, member)| member).filter(|member| member.weight > 0 && member.endpoint.vitals.takes_new())
     }
 }
 
@@ -88,7 +94,7 @@ mod tests {
     use super::super::tests::{cookies, pool, spec};
     use super::*;
     use crate::dice::mix;
-    use crate::{Balance, InFlight, Pick, PoolSpec, State, Sticky};
+    use crate::{Balance, InFlight, Pick, PoolSpec, Secret, State, Sticky};
 
     const SECOND: u64 = 1_000_000_000;
     const EJECT: Duration = Duration::from_secs(30);
@@ -205,7 +211,7 @@ mod tests {
 
     #[test]
     fn clients_stuck_to_one_that_is_set_aside_go_elsewhere_and_come_back() {
-        let sticky = Some(Sticky { cookie: "fg_vm".into(), max_age: None });
+        let sticky = Some(Sticky { cookie: "fg_vm".into(), max_age: None, secret: Secret([7; 16]) });
         let pool = super::super::tests::built(PoolSpec { sticky, ..spec(Balance::RoundRobin, &[(1, 0); 2]) });
         let set = pool.sticky_cookie(&HeaderMap::new(), 0, false).unwrap();
         let headers = cookies(set.to_str().unwrap().split_once(';').unwrap().0);

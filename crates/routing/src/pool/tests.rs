@@ -1,3 +1,5 @@
+mod shares;
+
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -205,7 +207,11 @@ fn keys_are_of_what_was_configured() {
 }
 
 fn sticky(max_age: Option<Duration>) -> Arc<Pool> {
-    let sticky = Sticky { cookie: "fg_vm".into(), max_age };
+    sticky_with(max_age, [7; 16])
+}
+
+fn sticky_with(max_age: Option<Duration>, secret: [u8; 16]) -> Arc<Pool> {
+    let sticky = Sticky { cookie: "fg_vm".into(), max_age, secret: Secret(secret) };
     built(PoolSpec { sticky: Some(sticky), ..spec(Balance::RoundRobin, &[(1, 0), (0, 0), (1, 1)]) })
 }
 
@@ -236,16 +242,27 @@ fn sticky_cookies_bring_clients_back() {
     assert!(pool.sticky_cookie(&empty, 3, false).is_none());
 }
 
+#[test]
+fn nobody_names_a_vm_without_the_secret() {
+    let (ours, others) = (sticky_with(None, [7; 16]), sticky_with(None, [8; 16]));
+    for index in 0..3 {
+        let set = others.sticky_cookie(&HeaderMap::new(), index, false).unwrap();
+        let forged = cookies(set.to_str().unwrap().split(';').next().unwrap());
+        assert!(others.pick_sticky(&forged, &[], 0).is_some());
+        assert!(ours.pick_sticky(&forged, &[], 0).is_none());
+    }
+}
+
 // Clients carry these values: a change loses every session.
 #[test]
 fn sticky_values_never_change() {
     let set = sticky(Some(Duration::from_secs(3600))).sticky_cookie(&HeaderMap::new(), 0, true).unwrap();
-    assert_eq!(set, "fg_vm=4434c4340947826c; Path=/; HttpOnly; SameSite=Lax; Max-Age=3600; Secure");
+    assert_eq!(set, "fg_vm=e6ad243cbc66a73f; Path=/; HttpOnly; SameSite=Lax; Max-Age=3600; Secure");
 }
 
 #[test]
 fn a_cookie_that_no_header_can_hold_is_never_set() {
-    let sticky = Sticky { cookie: "a\nb".into(), max_age: None };
+    let sticky = Sticky { cookie: "a\nb".into(), max_age: None, secret: Secret([7; 16]) };
     let pool = built(PoolSpec { sticky: Some(sticky), ..spec(Balance::RoundRobin, &[(1, 0)]) });
     assert!(pool.sticky_cookie(&HeaderMap::new(), 0, true).is_none());
     assert!(pool.pick(0, &[], 0, 0).is_some());
@@ -390,11 +407,11 @@ proptest! {
         let gone = gone.map(|index| index.index(weights.len())).filter(|_| weights.len() > 1);
         if let Some(gone) = gone { down(&pool, gone) }
         let total: u32 = (0..).zip(&weights).filter(|(n, _)| Some(*n) != gone).map(|(_, weight)| weight).sum();
-        let held: Vec<_> = (0..4_000).map(|n| pool.pick(mix(seed ^ n), &[], mix(seed.wrapping_add(n)), 1)).collect();
+        let held: Vec<_> = (0..20_000).map(|n| pool.pick(mix(seed ^ n), &[], mix(seed.wrapping_add(n)), 1)).collect();
         for (n, weight) in weights.iter().enumerate().filter(|(n, _)| Some(*n) != gone) {
             let share = f64::from(pool.members()[n].endpoint.vitals.in_flight()) / held.len() as f64;
             let expected = f64::from(*weight) / f64::from(total);
-            prop_assert!((share - expected).abs() < 0.04, "{balance}: {share}, not {expected}");
+            prop_assert!((share - expected).abs() < 0.02, "{balance}: {share}, not {expected}");
         }
     }
 }

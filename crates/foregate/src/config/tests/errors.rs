@@ -206,9 +206,7 @@ routes = [{ paths = "/a/", when = { client_cert = true }, mirror = { pool = "sho
 [pools.shop]
 backends = ["10.0.0.1:443", { address = "10.0.0.2:80", bandwidth = "1Mbit/s" }]
 send_proxy = "v2"
-retry = { attempts = 2, hedge_after = "80ms" }
-health = { tcp = {} }
-wake = { command = ["true"] }
+discover = { file = "files.json" }
 "#;
     let told: Vec<String> = complaints(body)
         .iter()
@@ -229,8 +227,7 @@ wake = { command = ["true"] }
             "21:59 `sites.shop.routes[0].mirror` is not supported yet",
             "23:56 `pools.shop.backends[1].bandwidth` is not supported yet",
             "24:1 `pools.shop.send_proxy` is not supported yet",
-            "25:25 `pools.shop.retry.hedge_after` is not supported yet",
-            "27:1 `pools.shop.wake` is not supported yet",
+            "25:1 `pools.shop.discover` is not supported yet",
         ]
     );
 }
@@ -254,7 +251,6 @@ tls = { client_auth = "off" }
 [pools.a]
 backends = "10.0.0.1:80"
 send_proxy = "off"
-slow_start = "off"
 bandwidth = "off"
 "#;
     assert_eq!(complaints(body), [""; 0]);

@@ -1,6 +1,7 @@
 //! The configuration as a whole: texts in, errors with their places or a snapshot out.
 
 mod errors;
+mod failing;
 mod files;
 mod served;
 

@@ -191,14 +191,18 @@ queue = "off"
     let outlier = Outlier { eject: Duration::from_secs(7), max_ejected: 10, ..Outlier::default() };
     assert_eq!((outlier.consecutive_failures, outlier.probe_after), (5, seconds(5)));
     assert_eq!(pool("/").outlier(), Some(&outlier));
-    let retry = Retry { attempts: 1, on: [Cause::Connect, unavailable].into(), budget: Some(20) };
+    let retry =
+        Retry { attempts: 1, on: [Cause::Connect, unavailable].into(), budget: Some(20), hedge: None };
     assert_eq!(pool("/").retry, retry);
     assert_eq!(pool("/").queue, QueueSpec { length: 1024, timeout: None });
     assert_eq!(pool("/").members()[0].max_requests, None);
 
     let own = Outlier { consecutive_failures: 2, probe_after: None, ..outlier };
     assert_eq!(pool("/own/").outlier(), Some(&own));
-    assert_eq!(pool("/own/").retry, Retry { attempts: 1, on: [Cause::Timeout].into(), budget: None });
+    assert_eq!(
+        pool("/own/").retry,
+        Retry { attempts: 1, on: [Cause::Timeout].into(), budget: None, hedge: None }
+    );
     assert_eq!(pool("/own/").queue, QueueSpec { length: 5, timeout: None });
     assert_eq!(pool("/own/").members()[0].max_requests, Some(9));
     assert_eq!(policy(&loaded, "a.example.com", "/own/").queue_priority, -3);
