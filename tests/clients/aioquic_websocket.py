@@ -106,12 +106,25 @@ async def converse(client, options):
     }
 
 
+async def stay(client, options):
+    """Keeps the socket until the server closes it."""
+    socket = Socket(client, options)
+    head = await socket.head
+    socket.send(TextMessage(data="hello"))
+    text = await socket.message()
+    closed = await socket.events.get()
+    socket.send(closed.response())
+    ended = await socket.events.get()
+    return {"head": head, "text": text, "closed": closed.code, "fin": ended is None}
+
+
 async def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--ca", required=True)
     parser.add_argument("--path", default="/")
+    parser.add_argument("--stay", action="store_true")
     parser.add_argument("--large", type=int, default=1 << 20)
     options = parser.parse_args()
     configuration = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, server_name=options.host)
@@ -119,7 +132,7 @@ async def main():
     async with connect(
         "127.0.0.1", options.port, configuration=configuration, create_protocol=Sockets
     ) as client:
-        told = await converse(client, options)
+        told = await (stay if options.stay else converse)(client, options)
     say(**told, ended=client.ended)
 
 

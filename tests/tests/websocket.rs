@@ -341,3 +341,84 @@ async fn ordinary_requests_beside_a_socket_go_on() {
     }
     gw.stop().await;
 }
+
+/// An agent that says what it is told to say.
+async fn agent() -> (u16, std::sync::Arc<std::sync::Mutex<&'static str>>, foregate_tests::Lease) {
+    let lease = foregate_tests::lease();
+    let listener = tokio::net::TcpListener::bind(("127.0.0.2", lease.port)).await.unwrap();
+    let line = std::sync::Arc::new(std::sync::Mutex::new("up\n"));
+    let says = line.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let line = *says.lock().unwrap();
+            _ = stream.write_all(line.as_bytes()).await;
+        }
+    });
+    (lease.port, line, lease)
+}
+
+/// Its VM is to have no more work: who has a WebSocket there may go on for a while, and is then told to come again.
+#[tokio::test]
+async fn a_vm_that_drains_says_goodbye() {
+    let (port, line, _lease) = agent().await;
+    let vm =
+        origin().named("ws").at([127, 0, 0, 2]).on("/ws", |call| Box::pin(call.websocket())).start().await;
+    let toml = format!(
+        "[sites.\"shop.test\"]\npool = \"vms\"\n[pools.vms]\nbackends = [{:?}]\nagent = {{ port = {port}, interval = \"100ms\" }}\n\
+         [server.timeouts]\ndrain = \"1s\"\n",
+        vm.address()
+    );
+    let gw = gateway().named(&["shop.test"]).toml(&toml).start().await;
+    for version in VERSIONS {
+        *line.lock().unwrap() = "up\n";
+        eventually_async("it takes work", || async {
+            (gw.request(version, get("/")).await.status == 200).then_some(())
+        })
+        .await;
+        let (mut idle, mut busy) = (open(&gw, version, "/ws").await, open(&gw, version, "/ws").await);
+        *line.lock().unwrap() = "drain\n";
+        eventually_async("it drains", || async {
+            (gw.request(version, get("/")).await.status == 503).then_some(())
+        })
+        .await;
+        let drained = std::time::Instant::now();
+        idle.send(Message::text("still here")).await.unwrap();
+        assert_eq!(next(&mut idle).await.unwrap().unwrap(), Message::text("still here"), "{version:?}");
+        // In the midst of other frames, and between two of them.
+        let message = Message::binary(vec![0x81; 200_000]);
+        let mut echoes = 0;
+        let close = loop {
+            if busy.send(message.clone()).await.is_err() {
+                break next(&mut busy).await.unwrap().unwrap();
+            }
+            match next(&mut busy).await.unwrap().unwrap() {
+                Message::Binary(echo) => assert_eq!(echo.len(), 200_000, "{version:?}"),
+                other => break other,
+            }
+            echoes += 1;
+        };
+        assert!(echoes > 3, "{version:?}: {echoes}");
+        let is_goodbye = |message: &Message| matches!(message, Message::Close(Some(frame)) if u16::from(frame.code) == 1001);
+        assert!(is_goodbye(&close), "{version:?}: {close:?}");
+        let close = next(&mut idle).await.unwrap().unwrap();
+        assert!(is_goodbye(&close), "{version:?}: {close:?}");
+        assert!(drained.elapsed() > std::time::Duration::from_millis(700), "{:?}", drained.elapsed());
+        for mut socket in [idle, busy] {
+            // tungstenite answers, the VM agrees, and the end comes without an error.
+            while let Some(rest) = next(&mut socket).await {
+                assert!(
+                    rest.is_ok() || matches!(rest, Err(Error::ConnectionClosed)),
+                    "{version:?}: {rest:?}"
+                );
+            }
+        }
+        eventually_async("the VM saw the end of both", || async {
+            let ended =
+                vm.requests().into_iter().filter(|r| r.target == "/ws" && r.delivery == Delivery::Complete);
+            (ended.count() == 2).then_some(())
+        })
+        .await;
+        vm.forget();
+    }
+    gw.stop().await;
+}

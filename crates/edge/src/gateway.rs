@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use foregate_exchange::clock;
 use foregate_routing::Publisher;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -210,6 +211,7 @@ fn run(
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 sweeper.client.sweep();
+                sweeper.partings.look(clock::now_nanos());
             }
         });
         // The sender is dropped only with the process.

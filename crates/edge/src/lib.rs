@@ -16,6 +16,7 @@ mod h3;
 mod limit;
 mod limited;
 mod listen;
+mod partings;
 mod peer;
 mod proxy;
 pub mod quic;

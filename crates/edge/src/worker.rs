@@ -16,6 +16,7 @@ use crate::advertise::{Advertising, Saying};
 use crate::diagnostics::Diagnostics;
 use crate::drain::Drain;
 use crate::limit::Connections;
+use crate::partings::Partings;
 use crate::peer::Peer;
 use crate::settings::AltSvc;
 use crate::streams::Turns;
@@ -35,6 +36,7 @@ pub(crate) struct Worker {
     pub(crate) diagnostics: Diagnostics,
     pub(crate) turns: Rc<Turns>,
     pub(crate) waits: Rc<Waits>,
+    pub(crate) partings: Rc<Partings>,
     reader: RefCell<Reader<Live>>,
     prepared: RefCell<Rc<Prepared>>,
     /// Requests and tunnels under way.
@@ -122,6 +124,7 @@ impl Worker {
             diagnostics,
             turns: Rc::default(),
             waits: Rc::new(Waits::new(concerns)),
+            partings: Rc::default(),
             reader: RefCell::new(reader),
             prepared: RefCell::new(prepared),
             running: Cell::new(0),

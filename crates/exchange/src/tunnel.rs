@@ -1,5 +1,7 @@
 //! Tunnels: after an upgrade or an extended CONNECT the exchange is bytes in both directions.
 
+mod frames;
+
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -9,29 +11,43 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use self::frames::{Frames, GOING_AWAY};
 use crate::deadline::Deadline;
 
 /// Each direction holds at most this much of what the other end has not taken yet.
 const BUFFER: usize = 16 * 1024;
+/// Who was told that it is over has so long to agree.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// The VM's end of a tunnel, waiting for the client's connection to be joined to it.
 pub struct Tunnel {
     stream: Box<dyn Stream>,
     idle: Option<Duration>,
+    parting: Option<Parting>,
     /// Whatever must live as long as the tunnel runs, such as the VM's in-flight count.
     _guard: Box<dyn std::any::Any>,
 }
 
+/// Ready when the tunnel is to end although nobody has ended it.
+pub type Parting = Box<dyn FnMut(&mut Context<'_>) -> Poll<()>>;
+
 impl Tunnel {
     /// `idle` closes the tunnel when no byte has passed in either direction for that long.
     pub fn new(stream: impl Stream + 'static, idle: Option<Duration>, guard: impl std::any::Any) -> Tunnel {
-        Tunnel { stream: Box::new(stream), idle, _guard: Box::new(guard) }
+        Tunnel { stream: Box::new(stream), idle, parting: None, _guard: Box::new(guard) }
     }
 
-    /// The same tunnel under a time limit and with a guard of the caller's that lives as long.
+    /// The same tunnel under another time limit.
     #[must_use]
-    pub fn guarded(self, idle: Option<Duration>, guard: impl std::any::Any) -> Tunnel {
-        Tunnel { stream: self.stream, idle, _guard: Box::new((self._guard, guard)) }
+    pub fn limited(self, idle: Option<Duration>) -> Tunnel {
+        Tunnel { idle, ..self }
+    }
+
+    /// The same tunnel, which carries a WebSocket: when `parting` is ready the client is told that the server goes away
+    /// (RFC 6455, section 7.4.1), between two frames, and its answer ends both.
+    #[must_use]
+    pub fn parting(self, parting: Parting) -> Tunnel {
+        Tunnel { parting: Some(parting), ..self }
     }
 
     /// Copies in both directions until both ends have finished, one fails, or nothing moves for too long.
@@ -45,8 +61,16 @@ impl Tunnel {
         let mut server = Pin::new(&mut self.stream);
         let mut up = Pipe::new();
         let mut down = Pipe::new();
+        down.frames = self.parting.is_some().then(Frames::default);
         let mut deadline = Deadline::default();
+        let mut goodbye = Deadline::default();
         poll_fn(|cx| {
+            if !down.leaves && self.parting.as_mut().is_some_and(|parting| parting(cx).is_ready()) {
+                down.leaves = true;
+            }
+            if down.leaves && goodbye.poll(cx, Some(GOODBYE)).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
             let upward = up.poll(cx, client.as_mut(), server.as_mut())?;
             let downward = down.poll(cx, server.as_mut(), client.as_mut())?;
             if upward.is_ready() && downward.is_ready() {
@@ -81,6 +105,11 @@ struct Pipe {
     unflushed: bool,
     done: bool,
     moved: bool,
+    /// Follows what passes, where that is a WebSocket.
+    frames: Option<Frames>,
+    /// It is to say goodbye as soon as that may stand between two frames, and has said it: nothing follows that.
+    leaves: bool,
+    gone: bool,
 }
 
 impl Pipe {
@@ -93,7 +122,27 @@ impl Pipe {
             unflushed: false,
             done: false,
             moved: false,
+            frames: None,
+            leaves: false,
+            gone: false,
         }
+    }
+
+    /// Puts the last frame in place, if one may stand here, and the server has not said goodbye itself.
+    fn says_goodbye(&mut self) -> bool {
+        let between = self.frames.as_ref().is_some_and(|frames| frames.is_between() && !frames.is_closed());
+        if let (true, Some(place)) = (between, self.buffer.get_mut(..GOING_AWAY.len())) {
+            place.copy_from_slice(&GOING_AWAY);
+            (self.written, self.filled, self.gone) = (0, GOING_AWAY.len(), true);
+        }
+        between
+    }
+
+    /// Follows what was read; of what comes after the goodbye, or after its place, nothing is passed on.
+    fn follow(&mut self) {
+        let Some(frames) = &mut self.frames else { return };
+        let read = self.buffer.get(..self.filled).unwrap_or_default();
+        self.filled = if self.gone { 0 } else { frames.pass(read, self.leaves && !frames.is_closed()) };
     }
 
     /// Whether bytes have passed since the last question.
@@ -130,6 +179,9 @@ impl Pipe {
                 self.done = true;
                 return Poll::Ready(Ok(()));
             }
+            if self.leaves && !self.gone && self.says_goodbye() {
+                continue;
+            }
             let mut buffer = ReadBuf::new(&mut self.buffer);
             match from.as_mut().poll_read(cx, &mut buffer) {
                 Poll::Ready(result) => {
@@ -137,6 +189,7 @@ impl Pipe {
                     self.filled = buffer.filled().len();
                     self.written = 0;
                     self.ended = self.filled == 0;
+                    self.follow();
                 }
                 Poll::Pending => {
                     if self.unflushed {

@@ -1,8 +1,12 @@
 //! From a loaded configuration to a running gateway, and from a signal to its orderly end.
 
+use std::collections::HashSet;
 use std::io;
+use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
+use foregate_discovery::{Discovery, Found, NoResolver};
 use foregate_edge::{Concern, Gateway, Listening, Live};
 use foregate_health::{COMPARE, Monitor};
 use foregate_routing::Publisher;
@@ -10,10 +14,15 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
+use crate::blueprint::Blueprint;
 use crate::cli::{Exit, complain, say};
 use crate::config::Loaded;
 use crate::debugging;
+
+/// So long the start waits for what is looked up.
+const FIRST_LOOKUPS: Duration = Duration::from_secs(3);
 
 /// Serves until a signal asks for the end. `announce` is called once, after everything listens.
 ///
@@ -30,6 +39,11 @@ pub(crate) fn serve(loaded: Loaded, announce: impl FnOnce(&[Listening])) -> Exit
         Err(error) => return failed(format_args!("signals cannot be waited for: {error}")),
     };
     let live = Publisher::new(loaded.live);
+    let control = runtime.block_on(async { Control::start(live.clone(), loaded.blueprint).await });
+    let control = match control {
+        Ok(control) => control,
+        Err(error) => return failed(error),
+    };
     let diagnostics = match debugging::from_environment() {
         Ok(diagnostics) => diagnostics,
         Err(sentence) => return failed(sentence),
@@ -43,37 +57,109 @@ pub(crate) fn serve(loaded: Loaded, announce: impl FnOnce(&[Listening])) -> Exit
         say(format_args!("listening on {listening}"));
     }
     announce(gateway.listeners());
-    runtime.block_on(control(&mut signals, gateway, &live, concerned))
+    runtime.block_on(attend(&mut signals, gateway, control, concerned))
 }
 
-/// The control thread's work: health while the gateway serves, then its end.
-async fn control(
-    signals: &mut Signals,
-    gateway: Gateway,
-    live: &Publisher<Live>,
-    mut concerned: UnboundedReceiver<Concern>,
-) -> Exit {
-    let current = live.load();
-    let mut monitor = Monitor::new();
-    monitor.follow(current.routing.pools().iter().cloned().zip(current.transports.iter().cloned()));
-    // To the end: what runs in a drain may still meet a VM that hangs.
-    tokio::task::spawn_local(async move {
+/// What the control thread looks after: who is there, and how they are.
+struct Control {
+    live: Publisher<Live>,
+    monitor: Monitor,
+    /// Where VMs are looked up.
+    lookups: Option<Lookups>,
+}
+
+struct Lookups {
+    blueprint: Blueprint,
+    found: UnboundedReceiver<Found>,
+    _discovery: Discovery,
+}
+
+impl Control {
+    /// Looks up whom the configuration does not name, and begins to probe.
+    async fn start(live: Publisher<Live>, blueprint: Option<Blueprint>) -> Result<Control, NoResolver> {
+        let lookups = match blueprint {
+            Some(blueprint) => {
+                let (sender, found) = mpsc::unbounded_channel();
+                let mut discovery = Discovery::new(sender)?;
+                discovery.follow(blueprint.looked_up());
+                Some(Lookups { blueprint, found, _discovery: discovery })
+            }
+            None => None,
+        };
+        let mut control = Control { live, monitor: Monitor::new(), lookups };
+        // Whoever asks first is to find VMs; but a DNS server that is silent keeps nobody else from being served.
+        let mut missing: HashSet<Arc<str>> =
+            control.lookups.iter().flat_map(|l| l.blueprint.looked_up()).map(|(pool, _)| pool).collect();
+        let first = async {
+            while !missing.is_empty() {
+                let found = control.found().await;
+                missing.remove(&found.pool);
+                control.take_in(&found);
+            }
+        };
+        _ = timeout(FIRST_LOOKUPS, first).await;
+        control.follow();
+        Ok(control)
+    }
+
+    /// Probes those there are now.
+    fn follow(&mut self) {
+        let live = self.live.load();
+        self.monitor.follow(live.routing.pools().iter().cloned().zip(live.transports.iter().cloned()));
+    }
+
+    /// Waits for VMs that were looked up.
+    async fn found(&mut self) -> Found {
+        let found = match &mut self.lookups {
+            Some(lookups) => lookups.found.recv().await,
+            None => None,
+        };
+        match found {
+            Some(found) => found,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn take_in(&mut self, found: &Found) {
+        if let Some(Lookups { blueprint, .. }) = &mut self.lookups {
+            blueprint.take_in(found);
+            self.live.publish(blueprint.next(&self.live.load()));
+        }
+    }
+
+    /// Never ends.
+    async fn attend(mut self, mut concerned: UnboundedReceiver<Concern>) {
         let mut compare = tokio::time::interval(COMPARE);
         loop {
             tokio::select! {
                 concern = concerned.recv() => match concern {
-                    Some(Concern::Doubt(endpoint)) => monitor.doubt(endpoint),
-                    Some(Concern::Wake(pool)) => monitor.wake(&pool),
+                    Some(Concern::Doubt(endpoint)) => self.monitor.doubt(endpoint),
+                    Some(Concern::Wake(pool)) => self.monitor.wake(&pool),
                     // The probes would end with this.
                     None => std::future::pending().await,
                 },
-                _ = compare.tick() => monitor.compare(),
+                found = self.found() => {
+                    self.take_in(&found);
+                    self.follow();
+                }
+                _ = compare.tick() => self.monitor.compare(),
             }
         }
-    });
+    }
+}
+
+/// The control thread's work: health while the gateway serves, then its end.
+async fn attend(
+    signals: &mut Signals,
+    gateway: Gateway,
+    control: Control,
+    concerned: UnboundedReceiver<Concern>,
+) -> Exit {
+    let live = control.live.clone();
+    // To the end: what runs in a drain may still meet a VM that hangs.
+    tokio::task::spawn_local(control.attend(concerned));
     let name = signals.next().await;
-    tracing::info!("{name}: draining, at most {:?}", current.settings.timeouts.drain);
-    drop(current);
+    tracing::info!("{name}: draining, at most {:?}", live.load().settings.timeouts.drain);
 
     // The drain blocks, and this thread has more to do: VMs are probed as long as requests run, and a
     // second signal must be heard.

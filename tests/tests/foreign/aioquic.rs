@@ -1,6 +1,9 @@
 //! aioquic: QUIC and HTTP/3 in Python.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use foregate_tests::{
     Delivery, Fields, digest_of, eventually,
@@ -157,6 +160,44 @@ async fn aioquic_opens_a_websocket() {
         .await;
     assert_eq!(socket.fields.all("via"), ["3 foregate"]);
     assert!(socket.fields.lists("upgrade", "websocket"), "{:?}", socket.fields);
+    gw.stop().await;
+}
+
+/// The VM of its WebSocket is to have no more work.
+#[tokio::test]
+async fn aioquic_is_told_that_its_websocket_is_over() {
+    let vm = origin().named("a").on("/ws", |call| Box::pin(call.websocket())).start().await;
+    let lease = foregate_tests::lease();
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", lease.port)).await.unwrap();
+    let drains = Arc::new(AtomicBool::new(false));
+    let flag = drains.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let line: &[u8] = if flag.load(Ordering::SeqCst) { b"drain\n" } else { b"up\n" };
+            _ = tokio::io::AsyncWriteExt::write_all(&mut stream, line).await;
+        }
+    });
+    let toml = format!(
+        "[sites.\"shop.test\"]\npool = \"vms\"\n[pools.vms]\nbackends = [{:?}]\n\
+         agent = {{ port = {}, interval = \"100ms\" }}\n[server.timeouts]\ndrain = \"1s\"\n",
+        vm.address(),
+        lease.port
+    );
+    let gw = gateway().named(&["shop.test"]).toml(&toml).start().await;
+    let (socket, trust) = (["--path", "/ws", "--stay"], Trust::new());
+    let mut client = client("aioquic_websocket.py", &gw, &trust, &socket);
+    let staying = told(&mut client);
+    let draining = async {
+        vm.saw("the socket", |r| r.target == "/ws").await;
+        drains.store(true, Ordering::SeqCst);
+    };
+    let (told, ()) = tokio::join!(staying, draining);
+    assert_eq!(
+        (&told["text"], &told["closed"], &told["fin"]),
+        (&json!("hello"), &json!(1001), &json!(true)),
+        "{told}"
+    );
+    vm.saw("the end of the socket", |r| r.delivery == Delivery::Complete).await;
     gw.stop().await;
 }
 

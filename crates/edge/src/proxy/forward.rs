@@ -184,11 +184,12 @@ impl Forwarding<'_> {
                     vitals.observe_latency(took, now);
                     pool.observe(took);
                     let well = !pool.retry.covers(Cause::Status(response.status()));
+                    let tried_last = attempt.index;
                     judge(pool, &attempt, well, now);
                     if response.body().is_end_stream() || matches!(response.body(), Body::Full(_)) {
                         vitals.cut(false);
                     }
-                    let response = self.receive(response, attempt.cookie);
+                    let response = self.receive(response, pool, attempt);
                     if well {
                         return Ok(response);
                     }
@@ -199,7 +200,7 @@ impl Forwarding<'_> {
                     if repetition.is_none() {
                         break;
                     }
-                    tried.push(attempt.index);
+                    tried.push(tried_last);
                     Body::from(again)
                 }
                 Err(error) => {
@@ -268,6 +269,10 @@ impl Forwarding<'_> {
             polled => polled,
         })
         .await
+    }
+
+    fn is_for_websocket(&self) -> bool {
+        self.upgrade.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
     }
 
     /// Over https to us, or to a trusted proxy before us.
@@ -434,7 +439,12 @@ impl Forwarding<'_> {
     }
 
     /// Makes the VM's head ours.
-    fn receive(&self, mut response: Response<Body>, cookie: Option<HeaderValue>) -> Response<Body> {
+    fn receive(
+        &self,
+        mut response: Response<Body>,
+        pool: &Arc<Pool>,
+        attempt: Attempt<'_>,
+    ) -> Response<Body> {
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let protocol = response.headers().get(UPGRADE).filter(|_| switched).cloned();
         let headers = response.headers_mut();
@@ -442,12 +452,16 @@ impl Forwarding<'_> {
         if let Some(protocol) = protocol {
             headers.insert(UPGRADE, protocol);
         }
-        if let Some(cookie) = cookie {
+        if let Some(cookie) = attempt.cookie {
             headers.append(SET_COOKIE, cookie);
         }
         let idle = self.matched.route.policy.timeouts.tunnel;
         response.map(|body| match body {
-            Body::Tunnel(tunnel) => Body::Tunnel(tunnel.guarded(idle, ())),
+            Body::Tunnel(tunnel) if self.is_for_websocket() => {
+                let parting = self.worker.partings.begin(pool, attempt.index);
+                Body::Tunnel(tunnel.limited(idle).parting(parting))
+            }
+            Body::Tunnel(tunnel) => Body::Tunnel(tunnel.limited(idle)),
             other => other,
         })
     }

@@ -24,6 +24,7 @@ use super::sites::{SiteDraft, SiteLayer};
 use super::source::{Place, Placed};
 use super::suggest;
 use super::value::Location;
+use crate::blueprint::Blueprint;
 use crate::self_signed::SelfSigned;
 use crate::state::StickySecret;
 
@@ -32,6 +33,7 @@ pub(super) struct Compiled {
     pub(super) live: Live,
     pub(super) self_signed: Vec<SelfSigned>,
     pub(super) sticky: Option<StickySecret>,
+    pub(super) blueprint: Option<Blueprint>,
 }
 
 /// Compiles a document. `None` exactly when an error has been noted.
@@ -46,6 +48,7 @@ pub(super) fn compile(
     let mut assembly = Assembly {
         around,
         sticks: false,
+        blueprint: pools.iter().any(|pool| pool.discover.is_some()).then(Blueprint::default),
         builder: SnapshotBuilder::new(previous),
         transports: Vec::new(),
         named: HashMap::new(),
@@ -89,6 +92,9 @@ pub(super) fn compile(
             response_headers: layer.policy.clone().compile(server.request_body).response_headers,
             routes: assembly.routes(site, &layer, server.request_body),
         };
+        if let Some(blueprint) = &mut assembly.blueprint {
+            blueprint.add_site(spec.clone());
+        }
         assembly.builder.add_site(spec);
         layers.push((site, layer));
     }
@@ -113,7 +119,7 @@ pub(super) fn compile(
         certificates: Arc::new(store),
         settings: Arc::new(server.settings),
     };
-    Some(Compiled { live, self_signed, sticky })
+    Some(Compiled { live, self_signed, sticky, blueprint: assembly.blueprint })
 }
 
 /// The snapshot in the making, and the pools that can be named so far.
@@ -121,6 +127,8 @@ struct Assembly<'p> {
     around: Around,
     /// Some pool keeps clients by a cookie.
     sticks: bool,
+    /// Some pool's VMs are looked up.
+    blueprint: Option<Blueprint>,
     builder: SnapshotBuilder,
     /// Index is that of the pool; `None` where an error was noted.
     transports: Vec<Option<Arc<Transport>>>,
@@ -147,6 +155,9 @@ impl Assembly<'_> {
         self.transports.push(transport.map(Arc::new));
         let spec = pool.compile(&layer, &self.around, self.problems);
         self.sticks |= spec.sticky.is_some();
+        if let Some(blueprint) = &mut self.blueprint {
+            blueprint.add_pool(spec.clone(), pool.discover.clone());
+        }
         self.builder.add_pool(spec)
     }
 

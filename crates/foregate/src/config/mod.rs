@@ -21,6 +21,7 @@ mod certificates;
 mod compile;
 mod decode;
 mod diagnostic;
+mod discover;
 mod document;
 mod failing;
 mod health;
@@ -51,6 +52,7 @@ use foregate_routing::Snapshot;
 
 pub(crate) use diagnostic::Report;
 
+use crate::blueprint::Blueprint;
 use crate::self_signed::SelfSigned;
 use crate::state::StickySecret;
 use diagnostic::{Problem, Problems};
@@ -71,6 +73,8 @@ pub(crate) struct Loaded {
     pub(crate) self_signed: Vec<SelfSigned>,
     /// What sticky cookies are made with, where a pool has one: to be kept likewise.
     pub(crate) sticky: Option<StickySecret>,
+    /// What the next snapshots are built from, where VMs are looked up.
+    pub(crate) blueprint: Option<Blueprint>,
 }
 
 /// Reads the file at `path` and all it includes. `previous` lends its endpoints, so that the health of an
@@ -117,6 +121,6 @@ fn load_source(main: Source, previous: Option<&Snapshot>) -> Result<Loaded, Repo
         return Err(problems.into_report(&name, &sources));
     };
     let warnings = problems.into_warnings(&sources);
-    let compile::Compiled { live, self_signed, sticky } = compiled;
-    Ok(Loaded { live, state_dir, warnings, self_signed, sticky })
+    let compile::Compiled { live, self_signed, sticky, blueprint } = compiled;
+    Ok(Loaded { live, state_dir, warnings, self_signed, sticky, blueprint })
 }

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use foregate_discovery::Dns;
 use foregate_routing::{Address, Agent, Balance, HashOn, MemberSpec, PoolSpec, Secret, Sticky};
 use foregate_upstream::Protocol;
 
 use super::agent::{AgentLayer, WakeLayer};
 use super::decode::{Table, Value};
 use super::diagnostic::{Problem, Problems};
+use super::discover;
 use super::failing::{self, OutlierLayer, QueueLayer, RetryLayer};
 use super::health::HealthLayer;
 use super::inherit::{Layer, Said};
@@ -29,6 +31,8 @@ pub(super) struct PoolDraft {
     pub(super) name: Placed<String>,
     pub(super) layer: PoolLayer,
     pub(super) backends: Vec<Backend>,
+    /// Where others are looked up.
+    pub(super) discover: Option<Dns>,
 }
 
 #[derive(Clone, Debug)]
@@ -114,10 +118,10 @@ impl PoolDraft {
             table.problem(problem.help("where pools are named, a text with `:` or `/` is an address"));
         }
         let layer = PoolLayer::read(&table);
-        table.never_yet(&["discover"]);
+        let discover = discover::read(&table);
         let backends = read_backends(&table, &name.value);
         table.finish();
-        PoolDraft { name, layer, backends }
+        PoolDraft { name, layer, backends, discover }
     }
 
     /// The pool of an address or a list of addresses written where a pool is named.
@@ -133,7 +137,7 @@ impl PoolDraft {
                 backends.push(backend);
             }
         }
-        PoolDraft { name, layer: PoolLayer::default(), backends }
+        PoolDraft { name, layer: PoolLayer::default(), backends, discover: None }
     }
 
     /// Compiles all but the transport. Call it with `layer` already merged over the defaults.
@@ -145,6 +149,7 @@ impl PoolDraft {
             problems.push(problem);
         }
         if let Some(first) = self.backends.first()
+            && self.discover.is_none()
             && self.backends.iter().all(|backend| backend.weight == 0)
         {
             let message =

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use foregate_discovery::Query;
 use foregate_routing::Address;
 use foregate_upstream::{Protocol, TlsSpec, Transport, TransportSpec};
 
@@ -207,6 +208,14 @@ fn protocol(
     None
 }
 
+/// The name that the certificates of VMs are for that were found under it.
+fn looked_up(pool: &PoolDraft) -> Option<String> {
+    match &pool.discover.as_ref()?.query {
+        Query::Addresses { host, .. } => Some(host.to_string()),
+        Query::Services { .. } => None,
+    }
+}
+
 fn tls_spec(pool: &PoolDraft, layer: &PoolLayer, problems: &Problems) -> Option<TlsSpec> {
     let tls = layer.tls.clone().value().unwrap_or_default();
     let identity = match (&tls.cert, &tls.key) {
@@ -233,7 +242,7 @@ fn tls_spec(pool: &PoolDraft, layer: &PoolLayer, problems: &Problems) -> Option<
     }
     Some(TlsSpec {
         ca: tls.ca.map(|ca| ca.value),
-        server_name: tls.server_name.map(|name| name.value),
+        server_name: tls.server_name.map(|name| name.value).or_else(|| looked_up(pool)),
         identity,
         verify: tls.verify.is_none_or(|verify| verify.value),
     })

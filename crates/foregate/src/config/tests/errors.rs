@@ -227,7 +227,7 @@ discover = { file = "files.json" }
             "21:59 `sites.shop.routes[0].mirror` is not supported yet",
             "23:56 `pools.shop.backends[1].bandwidth` is not supported yet",
             "24:1 `pools.shop.send_proxy` is not supported yet",
-            "25:1 `pools.shop.discover` is not supported yet",
+            "25:14 `pools.shop.discover.file` is not supported yet",
         ]
     );
 }

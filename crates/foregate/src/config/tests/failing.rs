@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use foregate_discovery::{Found, Target};
 use foregate_routing::{Agent, Hedge, Wake};
 
 use super::*;
@@ -95,4 +96,95 @@ fn the_secret_of_sticky_cookies_is_there_only_where_it_is_used() {
         served("[sites.\"a.example.com\"]\npool = \"a\"\n[pools.a]\nbackends = \"10.0.0.1:80\"\nsticky = {}");
     assert!(loaded.sticky.is_some());
     assert!(!format!("{loaded:?}").contains(&format!("{:?}", loaded.sticky.unwrap().secret.0)));
+}
+
+#[test]
+fn vms_are_looked_up_by_what_is_written() {
+    let body = r#"[sites.a]
+hosts = "a.example.com"
+pool = "a"
+routes = [{ paths = "/b/", pool = "b" }]
+[pools.a]
+discover = { dns = "build.internal:8080" }
+backends = [{ address = "10.0.0.9:80", tier = 1 }]
+[pools.b]
+discover = { dns = "_http._tcp.build.internal", interval = "5m" }
+"#;
+    let loaded = served(body);
+    let looked_up: Vec<_> = loaded.blueprint.as_ref().unwrap().looked_up().collect();
+    let (seconds, query) = (Duration::from_secs, |at: usize| looked_up[at].1.query.to_string());
+    assert_eq!((query(0), looked_up[0].1.interval), ("build.internal:8080".to_owned(), seconds(30)));
+    assert_eq!((query(1), looked_up[1].1.interval), ("_http._tcp.build.internal".to_owned(), seconds(300)));
+    assert_eq!(pool_of(route(&loaded, "a.example.com", "/")).members().len(), 1);
+    assert!(served(SITE).blueprint.is_none(), "nobody is looked up");
+}
+
+#[test]
+fn what_is_found_takes_part_and_what_is_written_stays() {
+    let body = r#"[sites.a]
+hosts = "a.example.com"
+pool = "a"
+[pools.a]
+discover = { dns = "build.internal:8080" }
+backends = [{ address = "10.0.0.9:80", name = "spare", tier = 1 }]
+"#;
+    let mut loaded = served(body);
+    let mut blueprint = loaded.blueprint.take().unwrap();
+    let target = |address: &str, weight, tier| Target { address: address.parse().unwrap(), weight, tier };
+    let found = |members| Found { pool: "a".into(), members };
+    let shown = |live: &Live| {
+        let members = live.routing.pools()[0].members();
+        members.iter().map(|one| format!("{} {} {}", one.name, one.weight, one.tier)).collect::<Vec<_>>()
+    };
+    blueprint.take_in(&found(vec![target("10.0.0.1:8080", 3, 0), target("10.0.0.9:80", 1, 0)]));
+    let first = blueprint.next(&loaded.live);
+    assert_eq!(shown(&first), ["spare 1 1", "10.0.0.1:8080 3 0"]);
+    let id = first.routing.pools()[0].members()[1].endpoint.id;
+    blueprint.take_in(&found(vec![target("10.0.0.1:8080", 1, 0), target("10.0.0.2:8080", 1, 0)]));
+    let second = blueprint.next(&first);
+    assert_eq!(shown(&second), ["spare 1 1", "10.0.0.1:8080 1 0", "10.0.0.2:8080 1 0"]);
+    assert_eq!(second.routing.pools()[0].members()[1].endpoint.id, id, "it is the same VM");
+    let headers = HeaderMap::new();
+    let view = RequestView {
+        method: &Method::GET,
+        path: "/",
+        query: None,
+        headers: &headers,
+        client_ip: Ipv4Addr::LOCALHOST.into(),
+    };
+    let site = second.routing.host("a.example.com", Ipv4Addr::LOCALHOST.into()).unwrap().site;
+    let matched = site.route(&view).unwrap();
+    assert_eq!(pool_of(matched.route).members().len(), 3, "routes lead to them");
+    assert!(std::sync::Arc::ptr_eq(&second.transports[0], &loaded.live.transports[0]));
+}
+
+#[test]
+fn a_look_up_that_cannot_be_is_told() {
+    let lines = [
+        "discover = \"build.internal:80\"",
+        "discover = {}",
+        "discover = { dns = \"build.internal\" }",
+        "discover = { dns = \"10.0.0.1:80\" }",
+        "discover = { dns = \"h2c://build.internal:80\" }",
+        "discover = { dns = \"_http._tcp.build.internal:80\" }",
+        "discover = { dns = \"_http\" }",
+        "discover = { dsn = \"build.internal:80\" }",
+    ];
+    let told = lines.map(|line| {
+        complaints(&format!("[sites.a]\nhosts = \"a.example.com\"\npool = \"a\"\n[pools.a]\n{line}\n"))
+            .join(" & ")
+    });
+    assert_eq!(
+        told,
+        [
+            "5:12 `pools.a.discover` must be a table such as { dns = \"build.internal:8080\" }, not a string",
+            "5:12 `discover` needs `dns` | write `discover = { dns = \"build.internal:8080\" }`",
+            "5:20 \"build.internal\" has no port | write \"build.internal:80\" or whichever port the VM serves",
+            "5:20 \"10.0.0.1:80\" need not be looked up | write it as one of the pool's `backends`",
+            "5:20 \"h2c://build.internal:80\" has a scheme, and a name is looked up | write \"build.internal:8080\", and say the protocol by `protocol`",
+            "5:20 \"_http._tcp.build.internal:80\" is a service and needs no port | an SRV record says the port itself",
+            "5:20 \"_http\" is not the name of a service | write it as \"_http._tcp.build.internal\"",
+            "5:14 unknown key `dsn` in `pools.a.discover` | did you mean `dns`?",
+        ]
+    );
 }
