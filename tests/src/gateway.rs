@@ -54,6 +54,7 @@ pub fn gateway() -> Builder {
         certificates: Vec::new(),
         files: Vec::new(),
         env: Vec::new(),
+        within: Vec::new(),
         http: true,
         https: true,
     }
@@ -68,6 +69,7 @@ pub struct Builder {
     certificates: Vec<Vec<String>>,
     files: Vec<(String, String)>,
     env: Vec<(String, String)>,
+    within: Vec<String>,
     http: bool,
     https: bool,
 }
@@ -131,6 +133,13 @@ impl Builder {
         self
     }
 
+    /// Started by this program with these arguments: one that executes what follows them.
+    #[must_use]
+    pub fn within(mut self, command: &[&str]) -> Builder {
+        self.within = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
     /// No TLS and no HTTP/3.
     #[must_use]
     pub fn plain(mut self) -> Builder {
@@ -187,7 +196,14 @@ impl Builder {
             let folder = tempfile::tempdir().unwrap();
             let (http, https) = (lease(), lease());
             let config = self.write(folder.path(), http.port, https.port);
-            let mut command = Command::new(binary());
+            let mut command = match self.within.split_first() {
+                Some((program, arguments)) => {
+                    let mut command = Command::new(program);
+                    command.args(arguments).arg(binary());
+                    command
+                }
+                None => Command::new(binary()),
+            };
             command.arg("run").arg("--config").arg(&config).env("NO_COLOR", "1");
             command.envs(self.env.iter().map(|(k, v)| (k, v)));
             let mut process = Process::spawn(&mut command);

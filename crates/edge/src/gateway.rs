@@ -22,6 +22,7 @@ use crate::drain::Phase;
 use crate::limit::Connections;
 use crate::listen::{BindError, Bound, Listening, Sockets, bind};
 use crate::peer::canonical;
+use crate::pressure::{self, Pressure};
 use crate::quic::{self, Group, Keys, Sets};
 use crate::settings::Settings;
 use crate::worker::Worker;
@@ -79,8 +80,9 @@ impl Gateway {
             || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             std::num::NonZero::get,
         );
-        let connections =
-            Connections::new(connection_limit(&settings, workers)?, settings.limits.connections_per_ip);
+        let limit = connection_limit(&settings, workers)?;
+        let pressure = Pressure::new(limit, workers);
+        let connections = Connections::new(limit, settings.limits.connections_per_ip, pressure.clone());
         let mut secret = [0; 64];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| StartError::Worker("no random numbers".to_owned()))?;
         let keys = Keys::new(&secret);
@@ -92,7 +94,8 @@ impl Gateway {
         let mut threads = Vec::with_capacity(workers);
         let (report, reports) = std::sync::mpsc::channel();
         let advertising = Arc::new(Advertising::new(&settings));
-        let shared = Shared { live: live.clone(), connections, advertising, keys, diagnostics, concerns };
+        let shared =
+            Shared { live: live.clone(), connections, pressure, advertising, keys, diagnostics, concerns };
         for (number, sockets) in (0..group.workers()).zip(sockets) {
             let (shared, stopping, report) = (shared.clone(), stopping.clone(), report.clone());
             let thread = std::thread::Builder::new()
@@ -169,6 +172,7 @@ type Report = std::sync::mpsc::Sender<Result<(), String>>;
 struct Shared {
     live: Publisher<Live>,
     connections: Arc<Connections>,
+    pressure: Arc<Pressure>,
     advertising: Arc<Advertising>,
     keys: Keys,
     diagnostics: Diagnostics,
@@ -192,8 +196,9 @@ fn run(
         }
     };
     runtime.block_on(async {
-        let Shared { live, connections, advertising, keys, diagnostics, concerns } = shared;
-        let worker = match Worker::new(&live, connections, advertising, diagnostics, concerns) {
+        let Shared { live, connections, pressure, advertising, keys, diagnostics, concerns } = shared;
+        let worker = Worker::new(&live, connections, pressure, advertising, diagnostics, concerns);
+        let worker = match worker {
             Ok(worker) => worker,
             Err(error) => {
                 _ = report.send(Err(error.to_string()));
@@ -206,6 +211,7 @@ fn run(
         }
         _ = report.send(Ok(()));
         tokio::task::spawn_local(worker.waits.clone().attend());
+        tokio::task::spawn_local(watch_pressure(worker.clone(), number.into()));
         let sweeper = worker.clone();
         tokio::task::spawn_local(async move {
             loop {
@@ -218,6 +224,17 @@ fn run(
         let limit = stopping.wait_for(Option::is_some).await.ok().and_then(|limit| *limit);
         finish(&worker, limit.unwrap_or_default()).await;
     });
+}
+
+/// Tells how much the worker has to do. One of them looks at the memory too.
+async fn watch_pressure(worker: Rc<Worker>, number: usize) {
+    loop {
+        worker.pressure.report(number, worker.running(), worker.connections.open());
+        if number == 0 {
+            worker.pressure.look_at_memory();
+        }
+        tokio::time::sleep(pressure::LOOK).await;
+    }
 }
 
 /// Starts the worker's accept loops.

@@ -5,12 +5,14 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::pressure::Pressure;
 use crate::worker::Worker;
 
 /// Counts of the whole process, shared by its workers.
 pub(crate) struct Connections {
     open: AtomicUsize,
     limit: usize,
+    pressure: Arc<Pressure>,
     /// A lock, but one taken twice in the life of a connection, and only where such a limit is set.
     by_client: Option<(u32, Mutex<HashMap<IpAddr, u32>>)>,
 }
@@ -26,6 +28,8 @@ pub(crate) struct Permit {
 pub(crate) enum Full {
     Process,
     Client,
+    /// Memory is short.
+    Memory,
     /// Of what a client may have, the half that is for those who have proven to be where they say they are.
     Unproven,
 }
@@ -38,7 +42,8 @@ impl Full {
             Full::Process if worker.may_log() => {
                 tracing::warn!(%peer, "connection refused: limits.connections reached");
             }
-            Full::Process => {}
+            // That has been said once for all of them.
+            Full::Process | Full::Memory => {}
             Full::Client | Full::Unproven => {
                 tracing::debug!(%peer, "connection refused: limits.connections_per_ip reached");
             }
@@ -47,17 +52,25 @@ impl Full {
 }
 
 impl Connections {
-    pub(crate) fn new(limit: usize, per_client: Option<u32>) -> Arc<Connections> {
+    pub(crate) fn new(limit: usize, per_client: Option<u32>, pressure: Arc<Pressure>) -> Arc<Connections> {
         Arc::new(Connections {
             open: AtomicUsize::new(0),
             limit,
+            pressure,
             by_client: per_client.map(|limit| (limit, Mutex::new(HashMap::new()))),
         })
+    }
+
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
     }
 
     /// Whose address is not `proven` may be anybody: such a one gets no more than half of what a client may have, so
     /// that nobody can use up what is another's.
     pub(crate) fn admit(self: &Arc<Connections>, address: IpAddr, proven: bool) -> Result<Permit, Full> {
+        if self.pressure.is_short() {
+            return Err(Full::Memory);
+        }
         let client = network(address);
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit {
             self.open.fetch_sub(1, Ordering::Relaxed);
@@ -106,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_client_is_an_address_or_a_slash_64() {
-        let connections = Connections::new(10, Some(1));
+        let connections = Connections::new(10, Some(1), Pressure::new(10, 1));
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let first = connections.admit(ip("2001:db8::1"), true).ok().unwrap();
         assert_eq!(connections.admit(ip("2001:db8::2"), true).err(), Some(Full::Client));
@@ -119,7 +132,7 @@ mod tests {
 
     #[test]
     fn nobody_uses_up_what_is_anothers() {
-        let connections = Connections::new(10, Some(4));
+        let connections = Connections::new(10, Some(4), Pressure::new(10, 1));
         let address = [192, 0, 2, 1].into();
         let admit = |proven| connections.admit(address, proven);
         let _held: Vec<_> = [admit(false), admit(false)].map(|permit| permit.ok().unwrap()).into();
@@ -130,7 +143,7 @@ mod tests {
 
     #[test]
     fn the_process_has_a_limit() {
-        let connections = Connections::new(1, None);
+        let connections = Connections::new(1, None, Pressure::new(1, 1));
         let first = connections.admit([127, 0, 0, 1].into(), true).ok().unwrap();
         assert_eq!(connections.admit([127, 0, 0, 2].into(), true).err(), Some(Full::Process));
         drop(first);

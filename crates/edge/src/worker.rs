@@ -18,6 +18,7 @@ use crate::drain::Drain;
 use crate::limit::Connections;
 use crate::partings::Partings;
 use crate::peer::Peer;
+use crate::pressure::Pressure;
 use crate::settings::AltSvc;
 use crate::streams::Turns;
 use crate::tls::TlsServer;
@@ -32,6 +33,7 @@ pub(crate) struct Worker {
     pub(crate) client: Client,
     pub(crate) drain: Drain,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) pressure: Arc<Pressure>,
     pub(crate) advertising: Arc<Advertising>,
     pub(crate) diagnostics: Diagnostics,
     pub(crate) turns: Rc<Turns>,
@@ -109,6 +111,7 @@ impl Worker {
     pub(crate) fn new(
         live: &Publisher<Live>,
         connections: Arc<Connections>,
+        pressure: Arc<Pressure>,
         advertising: Arc<Advertising>,
         diagnostics: Diagnostics,
         concerns: UnboundedSender<Concern>,
@@ -120,6 +123,7 @@ impl Worker {
             client: Client::default(),
             drain: Drain::new(),
             connections,
+            pressure,
             advertising,
             diagnostics,
             turns: Rc::default(),

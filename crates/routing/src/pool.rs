@@ -361,6 +361,16 @@ impl Pool {
         self.line.enter(self.queue.length, priority)
     }
 
+    /// Requests being served by its members, or waiting for one.
+    pub fn under_way(&self) -> usize {
+        self.in_flight() as usize + self.line.len()
+    }
+
+    /// Requests being served by its members.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.members.iter().map(|member| member.endpoint.vitals.in_flight()).fold(0, u32::saturating_add)
+    }
+
     /// Whether others wait, who came before.
     pub fn others_wait(&self) -> bool {
         !self.line.is_empty()

@@ -54,7 +54,11 @@ struct Place {
 
 impl Queue {
     pub(crate) fn is_empty(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) == 0
+        self.len() == 0
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
     }
 
     /// Takes a place; none: `length` of them are taken.

@@ -69,6 +69,9 @@ impl Forwarding<'_> {
         let Some(transport) = self.live.transports.get(pool.id.index()) else {
             return Err(Answer::new(StatusCode::BAD_GATEWAY, "The pool of this route cannot be reached."));
         };
+        if let Some(answer) = self.refuse(pool) {
+            return Err(answer);
+        }
         let target = self.target()?;
         let policy = &self.matched.route.policy;
         let key = pool.key(&self.view(&headers));
@@ -477,6 +480,28 @@ impl Forwarding<'_> {
             _ => "The backend could not be reached.",
         };
         Answer::new(failure.kind().status(), sentence)
+    }
+
+    /// The answer where the gateway itself has too much to do.
+    fn refuse(&self, pool: &Pool) -> Option<Answer> {
+        let pressure = &self.worker.pressure;
+        if !pressure.is_short() {
+            // Where there is one pool there are no others.
+            let alone = self.live.routing.pools().len() < 2;
+            if alone || !pressure.is_too_much(|| pool.under_way()) {
+                return None;
+            }
+            if self.worker.may_log() {
+                let (id, pool) = (self.variables.request_id, &*pool.name);
+                tracing::warn!(
+                    request_id = id,
+                    pool,
+                    "request turned away: this pool has most of all requests, and there is little room left for others"
+                );
+            }
+        }
+        let answer = Answer::new(StatusCode::SERVICE_UNAVAILABLE, "The gateway has too much to do just now.");
+        Some(answer.retry_after(RETRY_AFTER))
     }
 
     /// The answer when no VM was asked.

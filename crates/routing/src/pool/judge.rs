@@ -73,8 +73,7 @@ impl Pool {
 
     /// Begins to make a request again, if the budget allows it.
     pub fn repeat(&self) -> Option<Repetition<'_>> {
-        let running = self.members.iter().map(|member| member.endpoint.vitals.in_flight());
-        self.repeating.begin(self.retry.budget, running.fold(0, u32::saturating_add))
+        self.repeating.begin(self.retry.budget, self.in_flight())
     }
 
     /// The other members that new work may be sent to as far as probes know.
