@@ -26,10 +26,10 @@ def free_port():
             return port
 
 
-def wait_for(port, who):
+def wait_for(port, who, host="127.0.0.1"):
     def listens():
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
+            return probe.connect_ex((host, port)) == 0
 
     _wait_until(listens, f"{who} does not listen on port {port}")
 

@@ -1,6 +1,7 @@
 """Two VMs behind the gateway, 2,000 requests/s, and one of them fails: what that costs visitors."""
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -14,8 +15,11 @@ import time
 
 from compare import machine
 
+from . import tenants
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 USERS, RATE = 400, 5
+NAMES = {"h1": "HTTP/1.1", "h2": "HTTP/2", "h3": "HTTP/3"}
 # Seconds into a run: the VM falls ill, and is well again. Its first second belongs to the handshakes.
 FALLS, STAYS_ILL, AFTER = 3, 10, 9
 CONFIG = """
@@ -38,7 +42,7 @@ hosts = "*"
 pool = "vms"
 
 [pools.vms]
-backends = ["127.0.0.1:{first}", "127.0.0.1:{second}"]
+backends = ["{first}", "{second}"]
 health = {{ http = {{ path = "/healthz" }} }}
 retry = {{ on = ["connect", "reset", "timeout", "503"] }}
 """
@@ -53,6 +57,8 @@ class Case:
     fall: int | None = signal.SIGUSR1
     heal: int | None = signal.SIGUSR2
     both: bool = False
+    # It lives in a network namespace, and what it says no longer leaves that.
+    cut: bool = False
 
 
 CASES = {
@@ -65,20 +71,59 @@ CASES = {
     "slow": Case("takes 6 s for each answer", "slow_head"),
     "garbage": Case("answers garbage", "garbage"),
     "silent": Case("accepts, and never answers", "silent"),
+    "cut": Case("is cut off: its packets are dropped", cut=True),
+    "drip": Case("takes 3 s for each body", "slow_body"),
     "all": Case("both VMs are killed and started anew", fall=signal.SIGKILL, heal=None, both=True),
 }
 
 
+class Namespace:
+    """A machine of its own: a network namespace, and a cable to it."""
+
+    NAME, CABLE, ITS_END, HERE, THERE = "foregate-drill", "fgdrill0", "fgdrill1", "10.203.0.1", "10.203.0.2"
+
+    def __enter__(self):
+        ip = self._ip
+        subprocess.run(["ip", "netns", "delete", self.NAME], stderr=subprocess.DEVNULL, check=False)
+        ip("netns", "add", self.NAME)
+        ip("link", "add", self.CABLE, "type", "veth", "peer", "name", self.ITS_END, "netns", self.NAME)
+        ip("address", "add", f"{self.HERE}/30", "dev", self.CABLE)
+        ip("link", "set", self.CABLE, "up")
+        ip("-n", self.NAME, "address", "add", f"{self.THERE}/30", "dev", self.ITS_END)
+        ip("-n", self.NAME, "link", "set", self.ITS_END, "up")
+        return self
+
+    def __exit__(self, *_):
+        self._ip("netns", "delete", self.NAME)
+
+    def cut(self):
+        """Nothing comes back from there, and nobody says so."""
+        self._ip("-n", self.NAME, "route", "add", "blackhole", f"{self.HERE}/32")
+
+    def mend(self):
+        self._ip("-n", self.NAME, "route", "delete", "blackhole", f"{self.HERE}/32")
+
+    @staticmethod
+    def _ip(*words):
+        subprocess.run(["ip", *words], check=True)
+
+
 class Vm:
-    def __init__(self, folder, number, illness):
+    def __init__(self, folder, number, illness, namespace=None):
         self.port, self.illness, self.log = machine.free_port(), illness, folder / f"vm{number}.log"
+        self.host = namespace.THERE if namespace else "127.0.0.1"
+        self.within = ["ip", "netns", "exec", namespace.NAME] if namespace else []
         self.log.touch()
         self.start()
 
+    @property
+    def address(self):
+        return f"{self.host}:{self.port}"
+
     def start(self):
-        words = [sys.executable, "-m", "drill.vm", str(self.port), self.illness, str(self.log)]
-        self.process = subprocess.Popen(words)
-        machine.wait_for(self.port, "a VM")
+        words = [sys.executable, "-m", "drill.vm", self.address, self.illness, str(self.log)]
+        self.process = subprocess.Popen(self.within + words)
+        machine.wait_for(self.port, "a VM", self.host)
 
     def served(self):
         """(time, requests) of each moment."""
@@ -90,18 +135,19 @@ class Vm:
 
 
 def run(case, version, programs):
-    with tempfile.TemporaryDirectory(prefix="foregate-drill-") as name:
+    with tempfile.TemporaryDirectory(prefix="foregate-drill-") as name, contextlib.ExitStack() as closing:
         folder = pathlib.Path(name)
         machine.make_certificate(folder, "DNS:localhost")
-        vms = [Vm(folder, number, case.illness) for number in range(2)]
+        namespace = closing.enter_context(Namespace()) if case.cut else None
+        vms = [Vm(folder, 0, case.illness, namespace), Vm(folder, 1, case.illness)]
         https = machine.free_port()
         config = folder / "foregate.toml"
-        config.write_text(CONFIG.format(https=https, folder=folder, first=vms[0].port, second=vms[1].port))
+        config.write_text(CONFIG.format(https=https, folder=folder, first=vms[0].address, second=vms[1].address))
         log = (folder / "gateway.log").open("w")
         gateway = subprocess.Popen([programs / "foregate", "run", "--config", config], stdout=log, stderr=log)
         try:
             machine.wait_for(https, "the gateway")
-            return _measure(case, version, programs, vms, https, folder)
+            return _measure(case, version, programs, vms, https, folder, namespace)
         finally:
             gateway.kill()
             gateway.wait()
@@ -109,16 +155,25 @@ def run(case, version, programs):
                 vm.end()
 
 
-def _measure(case, version, programs, vms, https, folder):
+def _measure(case, version, programs, vms, https, folder, namespace):
     ill = vms if case.both else vms[:1]
-    words = [programs / "tlsload", "users", version, f"https://localhost:{https}/", USERS, FALLS + STAYS_ILL + AFTER, RATE]
+    url, seconds = f"https://localhost:{https}/", FALLS + STAYS_ILL + AFTER
+    words = [programs / "tlsload", "users", version, url, USERS, seconds, RATE]
+    if version == "h3":
+        words = [programs / "h3load", url, USERS, 1, seconds, "users", RATE]
     load = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(FALLS)
     fell = time.time()
-    for vm in ill:
-        vm.process.send_signal(case.fall)
+    if namespace:
+        namespace.cut()
+    else:
+        for vm in ill:
+            vm.process.send_signal(case.fall)
     time.sleep(STAYS_ILL)
     healed = time.time()
+    if namespace:
+        namespace.mend()
+        ill = []
     for vm in ill:
         if case.heal:
             vm.process.send_signal(case.heal)
@@ -157,14 +212,17 @@ def _share(vms, healed):
 
 def main():
     parser = argparse.ArgumentParser(prog="scripts/drill", description=__doc__)
-    parser.add_argument("--versions", nargs="*", choices=["h1", "h2"], default=["h1", "h2"])
+    parser.add_argument("--versions", nargs="*", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--tenants", action="store_true", help="what one tenant in trouble costs another, and overload")
     parser.add_argument("--no-build", action="store_true", help="with what target/release holds")
     options = parser.parse_args()
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     if not options.no_build:
         words = ["cargo", "build", "--release", "--locked", "-p", "foregate", "-p", "foregate-bench"]
         subprocess.run(words, check=True, cwd=ROOT)
+    if options.tenants:
+        return tenants.main(target / "release")
     print("| The VM | Version | Requests that failed | Attempts that met it | The last one after | Its full share again after | p99 |")
     print("|---|---|---|---|---|---|---|")
     for name in options.cases:
@@ -172,7 +230,7 @@ def main():
             row = run(CASES[name], version, target / "release")
             last = "-" if row["last"] is None else f"{row['last']:.2f} s"
             share = "later" if row["share"] is None else f"{row['share']:.2f} s"
-            cells = [CASES[name].title, {"h1": "HTTP/1.1", "h2": "HTTP/2"}[version]]
+            cells = [CASES[name].title, NAMES[version]]
             cells += [f"{row['failed']} of {row['of']:,}", row["met"], last, share, f"{row['p99']:.1f} ms"]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
             for line in row["said"]:

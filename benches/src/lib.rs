@@ -4,11 +4,23 @@
 //! `cargo bench -p foregate-bench --bench match_pick`. `scripts/bench` measures beside other proxies.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::{CipherSuite, ClientConfig};
+
+/// What users had to wait, in microseconds: `p50 N p99 N p99.9 N`.
+#[must_use]
+pub fn percentiles(mut latencies: Vec<Duration>) -> String {
+    latencies.sort_unstable();
+    let share = |permille: usize| {
+        let at = (latencies.len() * permille / 1000).min(latencies.len().saturating_sub(1));
+        latencies.get(at).map_or(0, Duration::as_micros)
+    };
+    format!("p50 {} p99 {} p99.9 {}", share(500), share(990), share(999))
+}
 
 /// A client that trusts any certificate: it measures, it does not browse.
 ///

@@ -1,14 +1,16 @@
 //! A small HTTP/3 load generator: so many connections, so many requests at a time on each, for so long.
 //!
-//! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds] [fresh | idle]` prints
+//! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds] [fresh | idle | users RATE]` prints
 //! `REQUESTS requests, FAILED failed, SECONDS s`. With `fresh` every request has a connection of its own, with
-//! a full handshake; with `idle` every connection makes one request and is then kept until the time is over.
+//! a full handshake; with `idle` every connection makes one request and is then kept until the time is over. With
+//! `users` each connection is a user who asks so often in a second, whatever the answers do; the latency follows, as
+//! `tlsload` prints it.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its purpose")]
 
 use std::net::ToSocketAddrs;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -31,19 +33,22 @@ enum Mode {
     Fresh,
     /// One request, and then nothing.
     Idle,
+    /// So many a second, the first at this part of the interval.
+    User { rate: u32, phase: f64 },
 }
 
 #[derive(Default)]
 struct Count {
     done: AtomicU64,
     failed: AtomicU64,
+    latencies: Mutex<Vec<Duration>>,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let Some(url) = words.next() else {
-        eprintln!("usage: h3load URL [connections] [streams] [seconds] [fresh | idle]");
+        eprintln!("usage: h3load URL [connections] [streams] [seconds] [fresh | idle | users RATE]");
         return ExitCode::from(2);
     };
     let number =
@@ -54,6 +59,9 @@ async fn main() -> ExitCode {
     let mode = match words.next().as_deref() {
         Some("fresh") => Mode::Fresh,
         Some("idle") => Mode::Idle,
+        Some("users") => {
+            Mode::User { rate: u32::try_from(number(words.next(), 1)).unwrap_or(1).max(1), phase: 0.0 }
+        }
         _ => Mode::Busy { streams },
     };
     match run(&url, connections, Duration::from_secs(seconds), mode).await {
@@ -82,7 +90,12 @@ async fn run(url: &str, connections: u64, time: Duration, mode: Mode) -> Result<
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let mut tasks = tokio::task::JoinSet::new();
     let begun = Instant::now();
-    for _ in 0..connections {
+    for number in 0..connections {
+        let phase = number as f64 / connections as f64;
+        let mode = match mode {
+            Mode::User { rate, .. } => Mode::User { rate, phase },
+            mode => mode,
+        };
         let (endpoint, config, name) = (endpoint.clone(), config.clone(), name.clone());
         let (uri, count, until) = (uri.clone(), count.clone(), begun + time);
         let handshakes = handshakes.clone();
@@ -91,6 +104,9 @@ async fn run(url: &str, connections: u64, time: Duration, mode: Mode) -> Result<
                 let turn = handshakes.acquire().await?;
                 let quic = endpoint.connect_with(config.clone(), address, &name)?.await?;
                 drop(turn);
+                if let Mode::User { rate, phase } = mode {
+                    return user(quic, uri, rate, phase, (begun, until), count).await;
+                }
                 connection(quic, uri.clone(), mode, until, count.clone()).await?;
                 if !matches!(mode, Mode::Fresh) || Instant::now() >= until {
                     return Ok::<(), Failure>(());
@@ -106,6 +122,41 @@ async fn run(url: &str, connections: u64, time: Duration, mode: Mode) -> Result<
     }
     let (done, failed) = (count.done.load(Ordering::Relaxed), count.failed.load(Ordering::Relaxed));
     println!("{done} requests, {failed} failed, {:.3} s", begun.elapsed().as_secs_f64());
+    let latencies = std::mem::take(&mut *count.latencies.lock().unwrap_or_else(PoisonError::into_inner));
+    if !latencies.is_empty() {
+        println!("{}", foregate_bench::percentiles(latencies));
+    }
+    Ok(())
+}
+
+/// One user: the latency counts from when a request was due. The first second belongs to the handshakes.
+async fn user(
+    quic: quinn::Connection,
+    uri: http::Uri,
+    rate: u32,
+    phase: f64,
+    (begun, until): (Instant, Instant),
+    count: Arc<Count>,
+) -> Result<(), Failure> {
+    let (mut driver, mut sender) = h3::client::new(h3_quinn::Connection::new(quic.clone())).await?;
+    let driving = tokio::spawn(async move { driver.wait_idle().await });
+    let interval = Duration::from_secs(1) / rate;
+    let mut due = begun + Duration::from_secs(1) + interval.mul_f64(phase);
+    let mut latencies = Vec::new();
+    while due < until {
+        tokio::time::sleep_until(due.into()).await;
+        let counter = match exchange(&mut sender, &uri).await {
+            Ok(()) => &count.done,
+            Err(_) => &count.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        latencies.push(due.elapsed());
+        due += interval;
+    }
+    count.latencies.lock().unwrap_or_else(PoisonError::into_inner).append(&mut latencies);
+    drop(sender);
+    driving.abort();
+    quic.close(quinn::VarInt::from_u32(0x100), b"");
     Ok(())
 }
 

@@ -39,12 +39,12 @@ const USAGE: &str = "usage: tlsload fresh|resumed|idle|users|callers h1|h2 URL C
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Mode {
     Fresh,
     Resumed,
     Idle,
-    Users { rate: u32, call: bool },
+    Users { rate: f64, call: bool },
 }
 
 #[derive(Clone)]
@@ -125,12 +125,7 @@ async fn run(words: &[String]) -> Result<(), Failure> {
         println!("{} resumed", number(&job.count.resumed));
     }
     if !latencies.is_empty() {
-        latencies.sort_unstable();
-        let share = |permille: usize| {
-            let at = (latencies.len() * permille / 1000).min(latencies.len() - 1);
-            latencies.get(at).map_or(0, Duration::as_micros)
-        };
-        println!("p50 {} p99 {} p99.9 {}", share(500), share(990), share(999));
+        println!("{}", foregate_bench::percentiles(latencies));
     }
     Ok(())
 }
@@ -161,7 +156,7 @@ async fn user(job: Job, phase: f64) -> Result<Vec<Duration>, Failure> {
         }
         Mode::Users { rate, call } => {
             let mut link = Link::open(&job, &tls).await?;
-            let interval = Duration::from_secs(1) / rate;
+            let interval = Duration::try_from_secs_f64(1.0 / rate)?;
             // The first second belongs to the handshakes.
             let mut due = job.begun + Duration::from_secs(1) + interval.mul_f64(phase);
             while due < job.until {
