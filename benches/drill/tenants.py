@@ -20,7 +20,7 @@ SECONDS = 12
 # Before something is measured: for handshakes, and until queues are as long as they get.
 WARM = 6
 # So many requests are waited for at a time, however slow the answers are.
-PATIENT = 5
+PATIENT = 2
 WEBSOCKETS = 20
 CONFIG = """
 [server]

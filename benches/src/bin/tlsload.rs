@@ -39,6 +39,11 @@ const USAGE: &str = "usage: tlsload fresh|resumed|idle|users|callers h1|h2 URL C
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// An answer that is not 200.
+#[derive(Debug, thiserror::Error)]
+#[error("status {0}")]
+struct Refused(u16);
+
 #[derive(Clone, Copy, PartialEq)]
 enum Mode {
     Fresh,
@@ -162,7 +167,8 @@ async fn user(job: Job, phase: f64) -> Result<Vec<Duration>, Failure> {
             while due < job.until {
                 tokio::time::sleep_until(due.into()).await;
                 let got = link.get(&job.uri).await;
-                if call || got.is_err() {
+                // One that was turned away keeps its connection, as browsers do.
+                if call || got.as_ref().is_err_and(|error| !error.is::<Refused>()) {
                     std::mem::replace(&mut link, Link::open(&job, &tls).await?).close().await;
                 }
                 job.tally(got);
@@ -223,12 +229,13 @@ impl Link {
 async fn http1(stream: &mut TlsStream<TcpStream>, input: &mut BytesMut, uri: &Uri) -> Result<(), Failure> {
     let request = format!("GET {} HTTP/1.1\r\nhost: localhost\r\n\r\n", uri.path());
     stream.write_all(request.as_bytes()).await?;
+    let mut refused = None;
     let mut left = loop {
         let mut fields = [httparse::EMPTY_HEADER; 64];
         let mut response = httparse::Response::new(&mut fields);
         if let httparse::Status::Complete(head) = response.parse(input)? {
             if response.code != Some(200) {
-                return Err(format!("status {:?}", response.code).into());
+                refused = Some(Refused(response.code.unwrap_or(0)));
             }
             let named =
                 response.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
@@ -246,7 +253,7 @@ async fn http1(stream: &mut TlsStream<TcpStream>, input: &mut BytesMut, uri: &Ur
         input.advance(taken);
         left -= taken;
         if left == 0 {
-            return Ok(());
+            return refused.map_or(Ok(()), |refused| Err(refused.into()));
         }
         if stream.read_buf(input).await? == 0 {
             return Err("closed in the response".into());
@@ -258,13 +265,14 @@ async fn http2(sender: &mut h2::client::SendRequest<Bytes>, uri: &Uri) -> Result
     let mut ready = sender.clone().ready().await?;
     let (response, _) = ready.send_request(Request::get(uri.clone()).body(())?, true)?;
     let response = response.await?;
+    let mut refused = None;
     if response.status() != 200 {
-        return Err(response.status().to_string().into());
+        refused = Some(Refused(response.status().as_u16()));
     }
     let mut body = response.into_body();
     while let Some(data) = body.data().await {
         let data = data?;
         body.flow_control().release_capacity(data.len())?;
     }
-    Ok(())
+    refused.map_or(Ok(()), |refused| Err(refused.into()))
 }

@@ -1,5 +1,6 @@
 //! Looking up VMs by DNS: the addresses of a name, or the services of one (RFC 2782).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -70,10 +71,16 @@ impl Dns {
 }
 
 async fn addresses(resolver: &TokioResolver, host: &str) -> Result<(Vec<IpAddr>, Duration), String> {
+    let host = &*whole(host);
     let (a, aaaa) =
         tokio::join!(resolver.lookup(host, RecordType::A), resolver.lookup(host, RecordType::AAAA));
+    let is_unknown = |answer: &Result<Lookup, NetError>| answer.as_ref().is_err_and(NetError::is_nx_domain);
+    if is_unknown(&a) && is_unknown(&aaaa) {
+        return Err("there is no such name".to_owned());
+    }
     let (mut ips, mut valid) = (Vec::new(), FOREVER);
     for answer in [a, aaaa] {
+        // Of one kind there need be none: the hosts file may know only the other.
         let Some(answer) = some(answer)? else { continue };
         valid = valid.min(left(&answer));
         ips.extend(answer.answers().iter().filter_map(|record| match &record.data {
@@ -86,7 +93,7 @@ async fn addresses(resolver: &TokioResolver, host: &str) -> Result<(Vec<IpAddr>,
 }
 
 async fn services(resolver: &TokioResolver, name: &str) -> Result<(Vec<Target>, Duration), String> {
-    let Some(answer) = some(resolver.lookup(name, RecordType::SRV).await)? else {
+    let Some(answer) = some(resolver.lookup(&*whole(name), RecordType::SRV).await)? else {
         return Err("it has no SRV record".to_owned());
     };
     let mut valid = left(&answer);
@@ -121,10 +128,15 @@ async fn services(resolver: &TokioResolver, name: &str) -> Result<(Vec<Target>, 
 fn some(answer: Result<Lookup, NetError>) -> Result<Option<Lookup>, String> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
-        Err(error) if error.is_no_records_found() && !error.is_nx_domain() => Ok(None),
-        Err(error) if error.is_nx_domain() => Err("there is no such name".to_owned()),
+        Err(error) if error.is_no_records_found() || error.is_nx_domain() => Ok(None),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// A name with a dot in it is the whole name: completed with the system's search list, somebody else might be found. One
+/// without is meant to be completed.
+fn whole(name: &str) -> Cow<'_, str> {
+    if name.contains('.') && !name.ends_with('.') { format!("{name}.").into() } else { name.into() }
 }
 
 fn left(answer: &Lookup) -> Duration {

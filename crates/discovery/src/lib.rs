@@ -117,14 +117,45 @@ impl Drop for Discovery {
 const AGAIN: Duration = Duration::from_secs(5);
 /// However short a name is valid.
 const LEAST: Duration = Duration::from_secs(1);
+/// Who is missing from so many answers, one after the other, is gone. Servers that know many VMs tell of some at a time.
+const MISSING: u32 = 3;
+
+/// Those found, with how many answers each is missing from.
+#[derive(Debug, Default)]
+struct Known(Vec<(Target, u32)>);
+
+impl Known {
+    /// Takes in an answer. Whoever is missing from it stays for now; whether there is one.
+    fn take_in(&mut self, answer: &[Target]) -> bool {
+        for (target, missing) in &mut self.0 {
+            match answer.iter().find(|found| found.address == target.address) {
+                Some(found) => (*target, *missing) = (found.clone(), 0),
+                None => *missing += 1,
+            }
+        }
+        self.0.retain(|(_, missing)| *missing < MISSING);
+        let is_new = |found: &&Target| self.0.iter().all(|(known, _)| known.address != found.address);
+        let new: Vec<_> = answer.iter().filter(is_new).map(|found| (found.clone(), 0)).collect();
+        self.0.extend(new);
+        self.0.sort();
+        self.0.iter().any(|(_, missing)| *missing > 0)
+    }
+
+    fn members(&self) -> Vec<Target> {
+        self.0.iter().map(|(target, _)| target.clone()).collect()
+    }
+}
 
 /// Looks up one pool again and again. Ends when nobody listens any more.
 async fn watch(resolver: TokioResolver, pool: Arc<str>, dns: Dns, inbox: UnboundedSender<Found>) {
     let mut last: Option<Vec<Target>> = None;
+    let mut known = Known::default();
     let mut failing = false;
     loop {
         let pause = match dns.look_up(&resolver).await {
-            Ok((members, valid)) => {
+            Ok((answer, valid)) => {
+                let some_are_missing = known.take_in(&answer);
+                let members = known.members();
                 if std::mem::take(&mut failing) {
                     tracing::info!(pool = &*pool, query = %dns.query, "the backends of the pool are found again");
                 }
@@ -135,6 +166,8 @@ async fn watch(resolver: TokioResolver, pool: Arc<str>, dns: Dns, inbox: Unbound
                     }
                     last = Some(members);
                 }
+                // Whether they are gone is to be known soon.
+                let valid = if some_are_missing { LEAST } else { valid };
                 valid.clamp(LEAST.min(dns.interval), dns.interval)
             }
             Err(reason) => {

@@ -12,11 +12,16 @@ pub(crate) struct Answer {
     sentence: &'static str,
     retry_after: Option<u64>,
     allow: Vec<Method>,
+    parting: bool,
 }
+
+/// Marks a response after which an HTTP/1.1 connection ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parting;
 
 impl Answer {
     pub(crate) fn new(status: StatusCode, sentence: &'static str) -> Answer {
-        Answer { status, sentence, retry_after: None, allow: Vec::new() }
+        Answer { status, sentence, retry_after: None, allow: Vec::new(), parting: false }
     }
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -26,6 +31,12 @@ impl Answer {
     /// Seconds after which trying again makes sense.
     pub(crate) fn retry_after(mut self, seconds: u64) -> Answer {
         self.retry_after = Some(seconds);
+        self
+    }
+
+    /// The client is to make room: over HTTP/1.1 its connection ends.
+    pub(crate) fn and_part(mut self) -> Answer {
+        self.parting = true;
         self
     }
 
@@ -70,6 +81,9 @@ impl Answer {
     fn finish(self, kind: &'static str, text: String) -> Response<Body> {
         let mut response = Response::new(Body::Full(Bytes::from(text)));
         *response.status_mut() = self.status;
+        if self.parting {
+            response.extensions_mut().insert(Parting);
+        }
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         // A shared cache must not keep an outage.

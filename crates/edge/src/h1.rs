@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use self::body::RequestBody;
 use self::send::Sending;
 use self::wire::{Bare, Wire};
-use crate::answer::Answer;
+use crate::answer::{Answer, Parting};
 use crate::deadline::Deadline;
 use crate::drain::Phase;
 use crate::peer::Peer;
@@ -101,6 +101,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
             let body_left = !self.wire.body_is_done();
             // A client that was never told to send its body may or may not do so: nobody can tell.
             let close = !keep_alive
+                || head.extensions.get::<Parting>().is_some()
                 || self.wire.has_failed()
                 || self.worker.drain.phase() > Phase::Serving
                 || (body_left && (self.wire.owes_continue.get() || Rc::strong_count(&self.wire) > 1));

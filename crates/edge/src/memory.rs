@@ -60,10 +60,14 @@ fn left_in(folder: &Path) -> Option<u64> {
     // "max" is no number, and no limit.
     let most = text("memory.max").and_then(number)?;
     let all = text("memory.current").and_then(number)?;
-    // Files that nobody needs just now are given up first.
-    let cached = text("memory.stat")?;
-    let cached = cached.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse::<u64>().ok());
-    Some(most.saturating_sub(all.saturating_sub(cached.unwrap_or(0))))
+    // What is only a copy of files is given up before anything comes to harm.
+    let stat = text("memory.stat")?;
+    let of = |key: &str| {
+        let line = stat.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+        line.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let cached = of("inactive_file") + of("active_file") + of("slab_reclaimable");
+    Some(most.saturating_sub(all.saturating_sub(cached)))
 }
 
 #[cfg(test)]
@@ -91,7 +95,7 @@ mod tests {
         let plain = root(&[STATUS, MEMINFO]);
         assert_eq!(read_under(plain.path()), Some(Memory { used: 100 * MIB, free: 4096 * MIB }));
         let group = |of_own: &str, of_parent: &str| {
-            let stat = "anon 1\ninactive_file 52428800\nactive_file 3\n";
+            let stat = "anon 1\ninactive_file 31457280\nactive_file 20971520\nslab_reclaimable 0\n";
             let root = root(&[
                 STATUS,
                 MEMINFO,

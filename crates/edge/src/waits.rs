@@ -1,7 +1,7 @@
 //! Requests that wait for their VM's answer. One that waits for long has the VM doubted, and one whose VM is set aside
 //! meanwhile may go elsewhere. All of a worker's are looked at from time to time, so that none needs a timer.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -31,6 +31,8 @@ struct Wait {
     waker: Option<Waker>,
     /// It was told that the VM is lost.
     told: bool,
+    /// Nobody waits any more, but the VM is to be doubted all the same.
+    lingers: bool,
 }
 
 impl Waits {
@@ -54,8 +56,9 @@ impl Waits {
             due: Some(now.saturating_add(patience)),
             waker: None,
             told: false,
+            lingers: false,
         };
-        Waiting { waits: self, key: self.all.borrow_mut().insert(wait) }
+        Waiting { waits: self, key: self.all.borrow_mut().insert(wait), over: Cell::new(false) }
     }
 
     /// Looks after them as long as the worker lives.
@@ -67,7 +70,7 @@ impl Waits {
     }
 
     fn look(&self, now: u64) {
-        for (_, wait) in self.all.borrow_mut().iter_mut() {
+        self.all.borrow_mut().retain(|_, wait| {
             let vitals = &wait.endpoint.vitals;
             if vitals.is_lost(wait.mark) {
                 if let Some(waker) = wait.waker.take() {
@@ -76,7 +79,8 @@ impl Waits {
             } else if wait.due.take_if(|due| *due <= now).is_some() && vitals.doubt() {
                 self.tell(Concern::Doubt(wait.endpoint.clone()));
             }
-        }
+            !wait.lingers || wait.due.is_some() && !vitals.is_lost(wait.mark)
+        });
     }
 }
 
@@ -84,6 +88,8 @@ impl Waits {
 pub(crate) struct Waiting<'w> {
     waits: &'w Waits,
     key: usize,
+    /// Nobody asks it anything any more.
+    over: Cell<bool>,
 }
 
 impl Waiting<'_> {
@@ -98,6 +104,15 @@ impl Waiting<'_> {
         wait.told
     }
 
+    /// Nobody waits for the answer any more. That it takes long is worth looking into all the same.
+    pub(crate) fn linger(&self) {
+        if let Some(wait) = self.waits.all.borrow_mut().get_mut(self.key) {
+            wait.lingers = true;
+            wait.waker = None;
+        }
+        self.over.set(true);
+    }
+
     /// Whether that was the last thing it was told.
     pub(crate) fn has_left(&self) -> bool {
         self.waits.all.borrow().get(self.key).is_some_and(|wait| wait.told)
@@ -106,7 +121,10 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.waits.all.borrow_mut().try_remove(self.key);
+        // The place of one that lingers may be somebody else's by now.
+        if !self.over.get() {
+            self.waits.all.borrow_mut().try_remove(self.key);
+        }
     }
 }
 
@@ -176,5 +194,25 @@ mod tests {
             assert!(waiting.is_lost(&cx));
         }
         assert!(doubted.try_recv().is_err(), "nobody doubts what is known");
+    }
+
+    #[test]
+    fn who_is_overtaken_has_the_vm_doubted_all_the_same() {
+        let (concerns, mut concerned) = unbounded_channel();
+        let (waits, vm) = (Waits::new(concerns), endpoint());
+        let overtaken = waits.begin(&vm, 0, Duration::from_secs(5));
+        overtaken.linger();
+        drop(overtaken);
+        waits.look(4 * SECOND);
+        assert_eq!((concerned.try_recv().is_ok(), waits.all.borrow().len()), (false, 1));
+        waits.look(5 * SECOND);
+        assert_eq!((concerned.try_recv().is_ok(), waits.all.borrow().len()), (true, 0));
+        // One that is lost meanwhile is known to be.
+        let overtaken = waits.begin(&vm, 0, Duration::from_secs(5));
+        overtaken.linger();
+        drop(overtaken);
+        vm.vitals.set_state(State::Down);
+        waits.look(SECOND);
+        assert!(waits.all.borrow().is_empty() && concerned.try_recv().is_err());
     }
 }

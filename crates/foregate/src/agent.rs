@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -27,7 +27,7 @@ const STATE: usize = 200;
 #[derive(Args, Debug)]
 pub(crate) struct Flags {
     /// Where to listen; the port is the one of `agent` in the pool
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:9707")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:9707")]
     listen: SocketAddr,
     /// A file whose first line is said too: `drain`, `maint`, `down # reason`, `50%`; without the file it is `up`
     #[arg(long, value_name = "PATH", default_value = "/run/foregate-agent/state")]
@@ -48,7 +48,14 @@ async fn serve(flags: &Flags) -> Exit {
         return failed(format_args!("/proc/stat cannot be read: {error}"));
     }
     let signals = Signals::new();
-    let listener = match TcpListener::bind(flags.listen).await {
+    let bound = match TcpListener::bind(flags.listen).await {
+        // A machine without IPv6.
+        Err(_) if flags.listen.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, flags.listen.port())).await
+        }
+        bound => bound,
+    };
+    let listener = match bound {
         Ok(listener) => listener,
         Err(error) => {
             let address = flags.listen;
@@ -63,14 +70,24 @@ async fn serve(flags: &Flags) -> Exit {
         say(format_args!("listening on tcp {address}"));
     }
     let mut look = interval(LOOK);
+    let mut complained = false;
     loop {
         tokio::select! {
             // One after the other: whoever asks costs no memory.
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    let line = line(&state(flags), load.busy());
-                    _ = timeout(PATIENCE, answer(stream, &line)).await;
-                }
+                Ok((stream, _)) => match state(&flags.state) {
+                    Ok(state) => {
+                        complained = false;
+                        let line = line(&state, load.busy());
+                        _ = timeout(PATIENCE, answer(stream, &line)).await;
+                    }
+                    // Saying "up" might be the opposite of what is written there; nothing is said, once aloud.
+                    Err(error) if !std::mem::replace(&mut complained, true) => {
+                        let file = flags.state.display();
+                        complain(format_args!("foregate: {file} cannot be read, and nothing is said: {error}"));
+                    }
+                    Err(_) => {}
+                },
                 // Out of files, perhaps: it would fail again at once.
                 Err(_) => tokio::time::sleep(LOOK).await,
             },
@@ -88,11 +105,16 @@ async fn answer(mut stream: TcpStream, line: &str) -> io::Result<()> {
     stream.shutdown().await
 }
 
-/// What the operator has written into the file.
-fn state(flags: &Flags) -> String {
-    let text = fs::read_to_string(&flags.state).unwrap_or_default();
+/// What the operator has written into the file; nothing where there is none.
+fn state(file: &Path) -> io::Result<String> {
+    let text = match fs::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(error) => return Err(error),
+    };
+    let text = String::from_utf8_lossy(&text);
     let first = text.lines().next().unwrap_or_default().trim();
-    first.chars().filter(|c| !c.is_control()).take(STATE).collect()
+    Ok(first.chars().filter(|c| !c.is_control()).take(STATE).collect())
 }
 
 /// The state with the load; what stands behind `#` is the last of a line.
@@ -167,6 +189,16 @@ mod tests {
         let mut load = Load::default();
         (0..20).for_each(|_| load.look().unwrap());
         assert_eq!(load.0.len(), LOOKS + 1);
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_read_is_not_taken_for_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("state");
+        assert_eq!(state(&file).unwrap(), "");
+        fs::write(&file, b"drain # caf\xe9\nup\n").unwrap();
+        assert_eq!(state(&file).unwrap(), "drain # caf\u{fffd}");
+        assert!(state(folder.path()).is_err());
     }
 
     #[test]

@@ -37,13 +37,29 @@ pub(crate) struct StickySecret {
 }
 
 impl StickySecret {
-    /// The one kept in the folder, or else a new one, the same as long as the process runs. Writes nothing.
-    pub(crate) fn obtain(folder: &Path) -> StickySecret {
+    /// The one kept in the folder, or where there is none a new one, the same as long as the process runs. Writes nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the one that is there: others may use it too, so it is not replaced.
+    pub(crate) fn obtain(folder: &Path) -> Result<StickySecret, String> {
         static FRESH: OnceLock<Secret> = OnceLock::new();
         let file = folder.join("sticky.key");
-        let kept = fs::read_to_string(&file).ok().and_then(|text| parse(text.trim_end()));
-        let secret = kept.unwrap_or_else(|| *FRESH.get_or_init(random));
-        StickySecret { secret, file, fresh: kept.is_none() }
+        let name = file.display();
+        let (secret, fresh) = match fs::read_to_string(&file) {
+            Ok(text) => match parse(text.trim()) {
+                Some(secret) => (secret, false),
+                None => {
+                    return Err(format!("{name} does not hold 32 hexadecimal digits; restore or remove it"));
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (*FRESH.get_or_init(random), true),
+            Err(error) => {
+                return Err(format!(
+                    "{name} cannot be read ({error}); let the user that runs foregate read it"
+                ));
+            }
+        };
+        Ok(StickySecret { secret, file, fresh })
     }
 
     /// Writes a new one to its file.
@@ -82,20 +98,23 @@ mod tests {
     fn a_secret_is_kept_for_the_next_start() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("state");
-        let first = StickySecret::obtain(&place);
+        let first = StickySecret::obtain(&place).unwrap();
         assert!(!place.exists(), "looking writes nothing");
         first.keep().unwrap();
         let mode = fs::metadata(place.join("sticky.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let second = StickySecret::obtain(&place);
+        let second = StickySecret::obtain(&place).unwrap();
         assert!(second.secret == first.secret && !second.fresh);
         assert_ne!(first.secret.0, [0; 16]);
 
         for strange in ["", "0123", "+123456789abcdef0123456789abcde", &"g".repeat(32)] {
             fs::write(place.join("sticky.key"), strange).unwrap();
-            assert!(StickySecret::obtain(&place).fresh, "{strange:?}");
+            assert!(
+                StickySecret::obtain(&place).unwrap_err().contains("32 hexadecimal digits"),
+                "{strange:?}"
+            );
         }
-        fs::write(place.join("sticky.key"), "000102030405060708090a0b0c0d0e0F").unwrap();
-        assert_eq!(StickySecret::obtain(&place).secret.0, std::array::from_fn(|n| n as u8));
+        fs::write(place.join("sticky.key"), " 000102030405060708090a0b0c0d0e0F\n").unwrap();
+        assert_eq!(StickySecret::obtain(&place).unwrap().secret.0, std::array::from_fn(|n| n as u8));
     }
 }

@@ -4,9 +4,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foregate_exchange::clock;
 use foregate_routing::{Address, Agent, Duty, Endpoint};
 use foregate_upstream::Client;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -30,9 +30,15 @@ pub(crate) struct Polling {
 }
 
 impl Polling {
-    pub(crate) fn start(endpoint: &Arc<Endpoint>, agent: &Agent, standing: &Rc<Standing>) -> Polling {
+    pub(crate) fn start(
+        endpoint: &Arc<Endpoint>,
+        agent: &Agent,
+        standing: &Rc<Standing>,
+        gate: &Rc<Semaphore>,
+    ) -> Polling {
         let (endpoint, agent) = (endpoint.clone(), agent.clone());
-        let task = tokio::task::spawn_local(poll(endpoint.clone(), agent.clone(), standing.clone()));
+        let task =
+            tokio::task::spawn_local(poll(endpoint.clone(), agent.clone(), standing.clone(), gate.clone()));
         Polling { endpoint, agent, task: task.abort_handle() }
     }
 
@@ -54,7 +60,8 @@ impl Polling {
             Some(standing) if standing.has(&self.endpoint) => {
                 standing.order(&self.endpoint, Duty::Work, &"its agent is asked no more")
             }
-            _ => _ = self.endpoint.vitals.set_duty(Duty::Work, clock::now_nanos()),
+            // Who is no member any more may be draining, and goes on with that.
+            _ => {}
         }
     }
 }
@@ -66,7 +73,7 @@ impl Drop for Polling {
 }
 
 /// Asks soon after the start and then every interval, and does what it is told.
-async fn poll(endpoint: Arc<Endpoint>, agent: Agent, standing: Rc<Standing>) {
+async fn poll(endpoint: Arc<Endpoint>, agent: Agent, standing: Rc<Standing>, gate: Rc<Semaphore>) {
     let Some(address) = beside(&endpoint.address, agent.port) else { return };
     let (client, mut dice) = (Client::default(), Dice::new());
     let patience = PATIENCE.min(agent.interval);
@@ -74,12 +81,15 @@ async fn poll(endpoint: Arc<Endpoint>, agent: Agent, standing: Rc<Standing>) {
     let mut silent = false;
     sleep(dice::scale(Duration::from_millis(500).min(agent.interval), dice.roll())).await;
     loop {
+        // It is never closed.
+        let turn = gate.acquire().await;
         let begun = Instant::now();
         let heard = match timeout(patience, client.hear(&address, LINE)).await {
             Ok(Ok(line)) => Report::read(&String::from_utf8_lossy(&line)),
             Ok(Err(failure)) => Err(failure.to_string()),
             Err(_) => Err(format!("no line within {patience:?}")),
         };
+        drop(turn);
         let pool = &*endpoint.pool;
         match heard {
             Ok(report) => {
@@ -91,6 +101,8 @@ async fn poll(endpoint: Arc<Endpoint>, agent: Agent, standing: Rc<Standing>) {
                     if cpu * 100.0 > f64::from(agent.max_cpu) && endpoint.vitals.doubt() {
                         standing.clone().doubt(endpoint.clone());
                     }
+                } else {
+                    cpu_share = 1.0;
                 }
                 endpoint.vitals.ask_share(report.share.unwrap_or(1.0).min(cpu_share));
                 standing.order(&endpoint, report.duty, &report.reason);

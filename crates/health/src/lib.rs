@@ -109,7 +109,7 @@ impl Monitor {
                     }
                     let polling = match agents.remove(&endpoint.id) {
                         Some(polling) if polling.goes_on(agent) => polling,
-                        _ => Polling::start(endpoint, agent, &standing),
+                        _ => Polling::start(endpoint, agent, &standing, &self.gate),
                     };
                     self.agents.insert(endpoint.id, polling);
                 }

@@ -251,15 +251,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn while_a_state_is_about_to_change_probes_hurry() {
-        let found = [true, true, false, false, false, false, false, true, true, true];
-        let (times, _) = attended(2, 3, INTERVAL * 8, async |number| {
-            if found[number.min(9)] { Ok(()) } else { Err(Unwell::Silent(INTERVAL)) }
+        let found = [[true; 2].as_slice(), &[false; 35], &[true; 9]].concat();
+        let (times, _) = attended(2, 3, INTERVAL * 22, async |number| {
+            if found[number.min(40)] { Ok(()) } else { Err(Unwell::Silent(INTERVAL)) }
         })
         .await;
         let gaps: Vec<_> = gaps(&times).iter().map(|gap| gap.as_secs_f64().round() as u64).collect();
-        assert_eq!(gaps[..9], [5, 5, 1, 1, 5, 5, 5, 1, 5], "once it is down or up there is no hurry");
+        let hurried: Vec<_> = [[5; 2].as_slice(), &[1; 32], &[5; 3], &[1], &[5; 2]].concat();
+        assert_eq!(gaps[..40], hurried, "once it is up, or has been down for some time, there is no hurry");
         let short = Duration::from_millis(300);
-        assert_eq!([hurried(short), hurried(short / 3)], [FASTEST, short / 3]);
+        assert_eq!([super::hurried(short), super::hurried(short / 3)], [FASTEST, short / 3]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -91,11 +91,20 @@ impl Standing {
             && let Some(member) = pool.members().get(deviation.index)
         {
             let percent = |part: f64| format!("{:.0}%", part * 100.0);
-            tracing::warn!(
-                pool = &*pool.name, backend = &*member.name, address = %member.endpoint.address,
-                fails = percent(deviation.fails), others = percent(deviation.others_fail), time = ?deviation.time,
-                "backend is set aside: more of its requests fail than of the others'"
-            );
+            let (name, backend) = (&*pool.name, &*member.name);
+            let (fails, others) = (percent(deviation.fails), percent(deviation.others_fail));
+            match deviation.verdict {
+                Verdict::SetAside(time) => tracing::warn!(
+                    pool = name, backend, address = %member.endpoint.address, fails, others, ?time,
+                    "backend is set aside: more of its requests fail than of the others'"
+                ),
+                Verdict::AllFail | Verdict::Restored => tracing::error!(
+                    pool = name,
+                    backend,
+                    fails,
+                    "every backend fails: those that were set aside take part again"
+                ),
+            }
         }
     }
 

@@ -2,6 +2,9 @@
 
 use foregate_routing::State;
 
+/// So many more probes of one that has gone down come as fast as those before.
+const RESTART: u32 = 30;
+
 /// The probes of one endpoint that agreed with each other, up to the latest.
 #[derive(Debug)]
 pub(crate) struct Streak {
@@ -33,12 +36,13 @@ impl Streak {
         }
     }
 
-    /// Whether the latest probe agrees with the state, so that more like it change nothing.
+    /// Whether nothing is about to change: the latest probe agrees with the state, and one that went down has been so for
+    /// some time. A VM that is started anew is back soon.
     pub(crate) fn confirms(&self, state: State) -> bool {
         match state {
             State::Unknown => false,
             State::Up => self.well,
-            State::Down => !self.well,
+            State::Down => !self.well && self.length >= self.fall.saturating_add(RESTART),
         }
     }
 

@@ -23,7 +23,7 @@ pub(crate) struct Roster(AtomicU64);
 const DUTY: u64 = 3;
 
 impl Roster {
-    /// From now on. The duty before; since when goes on if that was the same one.
+    /// From now on. The duty before. Since when it is not to work goes on, whichever of the two that was.
     pub(crate) fn set(&self, duty: Duty, now: u64) -> Duty {
         let code = match duty {
             Duty::Work => 0,
@@ -33,7 +33,8 @@ impl Roster {
         let word = self.0.load(Ordering::Relaxed);
         let before = duty_of(word);
         if before != duty {
-            self.0.store(now & !DUTY | code, Ordering::Relaxed);
+            let since = if before == Duty::Work { now } else { word };
+            self.0.store(since & !DUTY | code, Ordering::Relaxed);
         }
         before
     }
@@ -73,7 +74,7 @@ mod tests {
         assert_eq!(roster.set(Duty::Drain, 120 * SECOND), Duty::Drain, "said again");
         assert!(!roster.is_over(DRAIN, 129 * SECOND) && roster.is_over(DRAIN, 130 * SECOND));
         assert_eq!(roster.set(Duty::Off, 140 * SECOND), Duty::Drain);
-        assert!(!roster.is_over(DRAIN, 169 * SECOND) && roster.is_over(DRAIN, 170 * SECOND));
+        assert!(roster.is_over(DRAIN, 140 * SECOND), "it goes on from where it was");
         assert_eq!(roster.set(Duty::Work, 171 * SECOND), Duty::Off);
         assert!(!roster.is_over(DRAIN, 999 * SECOND));
     }

@@ -114,6 +114,7 @@ impl Vitals {
         if before == State::Down && state == State::Up {
             self.circuit.forget();
             self.share.rise();
+            _ = self.tally.take();
         }
         before
     }
@@ -155,6 +156,9 @@ impl Vitals {
     /// The body of a response was cut short by the VM, or came to its end.
     pub fn cut(&self, short: bool) {
         self.circuit.cut(short);
+        if short {
+            self.tally.count(false);
+        }
     }
 
     /// For [`is_lost`](Vitals::is_lost), when a request is sent.

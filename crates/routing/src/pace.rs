@@ -62,7 +62,9 @@ impl Pace {
         }
         for (bucket, count) in self.buckets.iter().zip(counts) {
             let forgotten = u32::try_from(count.div_ceil(2)).unwrap_or(u32::MAX);
-            bucket.fetch_sub(forgotten, Ordering::Relaxed);
+            let less = |count: u32| Some(count.saturating_sub(forgotten));
+            // Never fails: there is always a next value.
+            _ = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         }
     }
 }

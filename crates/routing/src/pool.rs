@@ -4,6 +4,7 @@ mod deviation;
 mod judge;
 mod sticky;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use self::sticky::StickyCookie;
 use crate::alarm::Alarm;
-use crate::balance::{Balance, Balancer, Candidates, Occasion};
+use crate::balance::{Balance, Balancer, Candidates, Heed, Occasion};
 use crate::circuit::{Entry, Outlier};
 use crate::dice::{Purpose, digest};
-use crate::endpoint::{Address, Endpoint, InFlight};
+use crate::endpoint::{Address, Endpoint, InFlight, State};
 use crate::pace::Pace;
 use crate::queue::{Queue, QueueSpec, Waiting};
 use crate::retry::{Hedge, Repeating, Retry};
@@ -176,7 +177,7 @@ pub struct Pool {
     pace: Arc<Pace>,
     line: Arc<Queue>,
     outlier: Option<Outlier>,
-    repeating: Repeating,
+    repeating: Arc<Repeating>,
     hash_on: HashOn,
     members: Box<[Member]>,
     /// In the order they are asked.
@@ -232,7 +233,7 @@ impl Pool {
         let sticky = spec.sticky.and_then(|sticky| StickyCookie::new(&name, &sticky, &members));
         let PoolSpec { balance, hash_on, health, outlier, retry, queue, .. } = spec;
         let PoolSpec { slow_start, drain, agent, wake, .. } = spec;
-        let repeating = Repeating::default();
+        let repeating = previous.map(|previous| Arc::clone(&previous.repeating)).unwrap_or_default();
         Pool {
             name,
             id,
@@ -300,7 +301,7 @@ impl Pool {
         let occasion = Occasion { key, dice, now_nanos };
         // Each time somebody else has taken what there was of the one that was chosen, which is passed over then.
         for _ in 0..=self.members.len() {
-            let Some(index) = self.choose(tried, occasion, self.outlier.is_some()) else {
+            let Some(index) = self.choose(tried, occasion, self.heed()) else {
                 break;
             };
             if let Some(pick) = self.begin(index, now_nanos) {
@@ -308,20 +309,29 @@ impl Pool {
             }
         }
         let alone = self.outlier.is_some() && tried.is_empty() && !self.is_busy(tried, now_nanos);
-        let index = alone.then(|| self.choose(tried, occasion, false))??;
+        let index = alone.then(|| self.choose(tried, occasion, Heed::Nothing))??;
         self.begin_as(index, Entry::LastResort)
     }
 
-    /// The index of a member; `heeded` as in [`Candidates`].
-    fn choose(&self, tried: &[usize], occasion: Occasion, heeded: bool) -> Option<usize> {
+    /// The member for an attempt beside one that is under way: as [`pick`](Pool::pick), but none that is set aside, for
+    /// whoever is not waited for tells nothing. None too where others wait.
+    pub fn pick_beside(&self, key: u64, tried: &[usize], dice: u64, now_nanos: u64) -> Option<Pick<'_>> {
+        let occasion = Occasion { key, dice, now_nanos };
+        let index = self.choose(tried, occasion, Heed::Closed).filter(|_| !self.others_wait())?;
+        self.begin_as(index, Entry::Free)
+    }
+
+    /// The index of a member.
+    fn choose(&self, tried: &[usize], occasion: Occasion, heed: Heed) -> Option<usize> {
         self.tiers.iter().find_map(|tier| {
             let candidates = Candidates {
                 members: &self.members,
                 slots: &tier.slots,
                 tried,
-                heeded,
+                heed,
                 now_nanos: occasion.now_nanos,
                 slow_start: self.slow_start,
+                most: Cell::new(0),
             };
             tier.slots.get(tier.balancer.pick(&candidates, occasion)?).copied()
         })
@@ -333,7 +343,7 @@ impl Pool {
     pub fn pick_sticky(&self, headers: &HeaderMap, tried: &[usize], now_nanos: u64) -> Option<Pick<'_>> {
         let index = self.sticky.as_ref()?.named(headers)?;
         let member = self.members.get(index)?;
-        let open = member.is_open(self.heeded(now_nanos))
+        let open = member.is_open(self.heed(), now_nanos)
             && member.has_room()
             && !tried.contains(&index)
             && !member.endpoint.vitals.roster.is_over(self.drain, now_nanos);
@@ -379,10 +389,10 @@ impl Pool {
     /// Whether there are members that could be picked if they had room: they are worth waiting for. One may have room
     /// by now.
     pub fn is_busy(&self, tried: &[usize], now_nanos: u64) -> bool {
-        let heeded = self.heeded(now_nanos);
+        let heed = self.heed();
         self.members.iter().enumerate().any(|(index, member)| {
             let limited = member.max_requests.is_some() && member.weight > 0;
-            limited && member.takes_new(heeded) && !tried.contains(&index)
+            limited && member.takes_new(heed, now_nanos) && !tried.contains(&index)
         })
     }
 
@@ -406,6 +416,11 @@ impl Pool {
         }
     }
 
+    /// Whether probes have found a member down: it may be woken.
+    pub fn any_down(&self) -> bool {
+        self.members.iter().any(|member| member.weight > 0 && member.endpoint.vitals.state() == State::Down)
+    }
+
     /// For the one who finds no usable VM: whether to wait for one, and whether to have it woken.
     pub fn alarm(&self) -> &Alarm {
         &self.alarm
@@ -418,9 +433,9 @@ impl Pool {
             .is_some_and(|member| member.endpoint.vitals.roster.is_over(self.drain, now_nanos))
     }
 
-    /// For [`Member::is_open`] and [`Member::takes_new`].
-    fn heeded(&self, now_nanos: u64) -> Option<u64> {
-        self.outlier.as_ref().map(|_| now_nanos)
+    /// What live traffic says counts unless that is off.
+    fn heed(&self) -> Heed {
+        if self.outlier.is_some() { Heed::Due } else { Heed::Nothing }
     }
 
     /// A member that is open. None where live traffic has just sent it the one request that is a trial, or it has got as
@@ -441,16 +456,23 @@ impl Pool {
 }
 
 impl Member {
-    /// Whether probes and live traffic let work be sent there; `heeded` is the time where the latter counts.
-    pub(crate) fn is_open(&self, heeded: Option<u64>) -> bool {
-        let vitals = &self.endpoint.vitals;
-        vitals.usable() && heeded.is_none_or(|now| vitals.circuit.admits(now))
+    /// Whether probes and live traffic let work be sent there.
+    fn is_open(&self, heed: Heed, now_nanos: u64) -> bool {
+        self.endpoint.vitals.usable() && self.is_heeded(heed, now_nanos)
     }
 
     /// Whether new work may be.
-    pub(crate) fn takes_new(&self, heeded: Option<u64>) -> bool {
-        let vitals = &self.endpoint.vitals;
-        vitals.takes_new() && heeded.is_none_or(|now| vitals.circuit.admits(now))
+    pub(crate) fn takes_new(&self, heed: Heed, now_nanos: u64) -> bool {
+        self.endpoint.vitals.takes_new() && self.is_heeded(heed, now_nanos)
+    }
+
+    fn is_heeded(&self, heed: Heed, now_nanos: u64) -> bool {
+        let circuit = &self.endpoint.vitals.circuit;
+        match heed {
+            Heed::Nothing => true,
+            Heed::Due => circuit.admits(now_nanos),
+            Heed::Closed => circuit.is_closed(),
+        }
     }
 
     /// Whether it takes one more request.

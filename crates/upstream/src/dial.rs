@@ -101,7 +101,9 @@ async fn handshake(
     let failed = |reason: String| Failure::because(Kind::Tls, reason);
     let name = match (&tls.server_name, address) {
         (Some(name), _) => name.clone(),
-        (None, Address::Ip(address)) => ServerName::from(address.ip()),
+        (None, Address::Ip(address)) => {
+            tls.found_as.clone().unwrap_or_else(|| ServerName::from(address.ip()))
+        }
         (None, Address::Name { host, .. }) => ServerName::try_from(host.to_string())
             .map_err(|_| failed(format!("\"{host}\" cannot be the name of a certificate")))?,
         (None, Address::Unix(_)) => {

@@ -50,6 +50,8 @@ pub struct TlsSpec {
     pub ca: Option<PathBuf>,
     /// The name to ask for and to verify; `None` takes the address's host.
     pub server_name: Option<String>,
+    /// The name to ask for and to verify where a VM was found under it, so that only its address is known.
+    pub found_as: Option<String>,
     /// Certificate chain and key to show, as PEM files.
     pub identity: Option<(PathBuf, PathBuf)>,
     /// `false` accepts any certificate.
@@ -72,6 +74,8 @@ pub struct Transport {
 pub(crate) struct TransportTls {
     pub(crate) config: Arc<ClientConfig>,
     pub(crate) server_name: Option<ServerName<'static>>,
+    /// The name of those known by their address alone.
+    pub(crate) found_as: Option<ServerName<'static>>,
 }
 
 impl Transport {
@@ -106,8 +110,13 @@ impl Transport {
         certificate: CertificateDer<'static>,
         connect_timeout: Duration,
     ) -> Result<Transport, TransportError> {
-        let spec =
-            TlsSpec { ca: None, server_name: Some(server_name.to_owned()), identity: None, verify: true };
+        let spec = TlsSpec {
+            ca: None,
+            server_name: Some(server_name.to_owned()),
+            found_as: None,
+            identity: None,
+            verify: true,
+        };
         let tls = TransportTls::new(&spec, Protocol::H3, Some(certificate))?;
         Ok(Transport {
             id: Transport::next_id(),
@@ -190,13 +199,14 @@ impl TransportTls {
             Protocol::Http1 => vec![b"http/1.1".to_vec()],
             Protocol::H2c => Vec::new(),
         };
-        let server_name = match &spec.server_name {
-            None => None,
-            Some(name) => Some(ServerName::try_from(name.clone()).map_err(|_| {
+        let name = |name: &Option<String>| match name {
+            None => Ok(None),
+            Some(name) => ServerName::try_from(name.clone()).map(Some).map_err(|_| {
                 TransportError::Tls(format!("\"{name}\" is neither a host name nor an address"))
-            })?),
+            }),
         };
-        Ok(TransportTls { config: Arc::new(config), server_name })
+        let (server_name, found_as) = (name(&spec.server_name)?, name(&spec.found_as)?);
+        Ok(TransportTls { config: Arc::new(config), server_name, found_as })
     }
 }
 

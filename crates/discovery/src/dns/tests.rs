@@ -56,7 +56,8 @@ async fn server() -> (TokioResolver, Rc<RefCell<Zone>>) {
     let mut connection = ConnectionConfig::udp();
     connection.port = port;
     let server = NameServerConfig::new(Ipv4Addr::LOCALHOST.into(), true, vec![connection]);
-    let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+    let search = vec![Name::from_utf8("elsewhere.example.").unwrap()];
+    let config = ResolverConfig::from_parts(None, search, vec![server]);
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     tune(builder.options_mut());
     builder.options_mut().timeout = Duration::from_millis(200);
@@ -105,6 +106,14 @@ async fn every_address_of_a_name_is_a_vm() {
     assert!((5..=7).contains(&valid.as_secs()), "the shortest of all: {valid:?}");
     let (targets, _) = addresses_of("four.lan.").look_up(&resolver).await.unwrap();
     assert_eq!(shown(&targets), ["10.0.0.4:80 1 0"], "it need not have both kinds");
+    // Without the dot at its end it is the same name, and nobody of the search list is taken for it.
+    let six = RData::AAAA("fd00::bad".parse::<std::net::Ipv6Addr>().unwrap().into());
+    zone.borrow_mut().records.push(("four.lan.elsewhere.example.", 60, six));
+    let (targets, _) = addresses_of("four.lan").look_up(&resolver).await.unwrap();
+    assert_eq!(shown(&targets), ["10.0.0.4:80 1 0"]);
+    zone.borrow_mut().records.push(("short.elsewhere.example.", 60, a(5)));
+    let (targets, _) = addresses_of("short").look_up(&resolver).await.unwrap();
+    assert_eq!(shown(&targets), ["10.0.0.5:80 1 0"], "one without a dot is completed");
 
     assert_eq!(addresses_of("none.lan.").look_up(&resolver).await, Err("there is no such name".to_owned()));
     zone.borrow_mut().records.push(("text.lan.", 60, RData::SRV(SRV::new(0, 0, 1, Name::root()))));
@@ -130,6 +139,7 @@ async fn services_have_ports_weights_and_tiers() {
     let (targets, valid) = dns("_http._tcp.lan.").look_up(&resolver).await.unwrap();
     assert_eq!(shown(&targets), ["10.0.0.1:8080 3 0", "10.0.0.2:8081 1 1", "10.0.0.2:8082 1 0"]);
     assert!((7..=9).contains(&valid.as_secs()), "{valid:?}");
+    assert!(dns("_http._tcp.lan").look_up(&resolver).await.is_ok());
     assert!(dns("_none._tcp.lan.").look_up(&resolver).await.is_err());
     assert_eq!(dns("a.lan.").look_up(&resolver).await, Err("it has no SRV record".to_owned()));
     // A target that cannot be found now may be there all the same.
@@ -164,6 +174,15 @@ async fn changes_are_told_and_failures_change_nothing() {
         assert!(inbox.try_recv().is_err(), "{code}: those found last go on");
     }
     zone.borrow_mut().broken = None;
+    let gone = zone.borrow_mut().records.remove(0);
+    let asked = zone.borrow().asked;
+    // An answer may hold a part of them.
+    while zone.borrow().asked < asked + 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    zone.borrow_mut().records.insert(0, gone);
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(inbox.try_recv().is_err(), "it was missing in one answer");
     zone.borrow_mut().records.remove(0);
     assert_eq!(found(&mut inbox).await, ["10.0.0.2:80 1 0"]);
     // The same again is no news, nor is another pool a reason to begin anew.

@@ -150,7 +150,12 @@ impl Forwarding<'_> {
             // the method allows it, is the head needed again.
             let may_repeat = left > 0 && (reused || again.is_some());
             let hedge_after = again.as_ref().and_then(|again| {
-                let may = self.upgrade.is_none() && attempt.cookie.is_some() == pool.sticks();
+                // Two at a time do no harm where nothing is changed, a trial is to be heard to its end, and who is stuck to
+                // a VM is to stay there.
+                let may = self.method.is_safe()
+                    && self.upgrade.is_none()
+                    && attempt.entry == Entry::Free
+                    && attempt.cookie.is_some() == pool.sticks();
                 Some((pool.hedge_after().filter(|_| may)?, again.clone()))
             });
             let copy =
@@ -163,7 +168,7 @@ impl Forwarding<'_> {
             let may_leave = may_repeat && again.is_some() && pool.retry.covers(Cause::Timeout);
             let begin = |patience| self.worker.waits.begin(endpoint, attempt.begun, patience);
             let waiting = pool.patience().map(begin);
-            let waiting = waiting.as_ref().filter(|_| may_leave);
+            let leaves = waiting.as_ref().filter(|_| may_leave);
             let spare = hedge_after.zip(copy.as_ref()).map(|((after, again), headers)| Spare {
                 transport,
                 outgoing: outgoing.twin(headers.clone(), Body::from(again)),
@@ -171,14 +176,20 @@ impl Forwarding<'_> {
                 carried: cookies.as_ref().unwrap_or(headers),
                 tried: tried.iter().copied().chain([index]).collect(),
                 after,
+                reused,
             });
-            let sending = self.send(link, &mut outgoing, in_flight, waiting);
+            let sending = self.send(link, &mut outgoing, in_flight, leaves);
             let Outcome { attempt, answer, other } = match spare {
                 // Boxed: it takes much room, and few need it.
                 Some(spare) => Box::pin(self.hedge(pool, attempt, sending, spare)).await,
                 None => Outcome { attempt, answer: sending.await, other: None },
             };
             tried.extend(other);
+            let has_left = leaves.is_some_and(Waiting::has_left);
+            if let Some(waiting) = waiting.as_ref().filter(|_| attempt.index != index) {
+                // Somebody else was faster; whether it hangs is to be found out all the same.
+                waiting.linger();
+            }
             let now = clock::now_nanos();
             let body = match answer {
                 Ok(response) => {
@@ -223,9 +234,8 @@ impl Forwarding<'_> {
                     if !(stale || untouched) {
                         drop(repetition.take());
                         // Where the VM is dead nothing is done twice.
-                        let dead = waiting.is_some_and(Waiting::has_left);
-                        repetition = if dead { None } else { pool.repeat() };
-                        if repetition.is_none() && !dead {
+                        repetition = if has_left { None } else { pool.repeat() };
+                        if repetition.is_none() && !has_left {
                             break;
                         }
                         // An only VM may do better on a new connection.
@@ -255,7 +265,7 @@ impl Forwarding<'_> {
     }
 
     /// Sends the request and waits for the head of its answer; who may leave does when its VM is set aside meanwhile.
-    async fn send(
+    pub(super) async fn send(
         &self,
         link: Link,
         outgoing: &mut Outgoing,
@@ -300,7 +310,7 @@ impl Forwarding<'_> {
         Box::pin(self.wait(pool, key, headers, tried)).await
     }
 
-    pub(super) fn pick_now<'p>(
+    fn pick_now<'p>(
         &self,
         pool: &'p Pool,
         key: u64,
@@ -321,7 +331,8 @@ impl Forwarding<'_> {
         tried: &[usize],
     ) -> Result<Pick<'p>, Without> {
         let mut wait = pool.queue.timeout;
-        if !pool.others_wait() && !self.is_worth_waiting(pool, tried, &mut wait) {
+        let worth_waiting = self.is_worth_waiting(pool, tried, &mut wait);
+        if !worth_waiting && !pool.others_wait() {
             return Err(Without::Usable);
         }
         let Some(mut waiting) = pool.enter_queue(self.matched.route.policy.queue_priority) else {
@@ -358,7 +369,9 @@ impl Forwarding<'_> {
         if pool.is_busy(tried, clock::now_nanos()) {
             return true;
         }
-        let Some(wake) = pool.wake.as_ref().filter(|_| !pool.any_usable()) else { return false };
+        let Some(wake) = pool.wake.as_ref().filter(|_| !pool.any_usable() && pool.any_down()) else {
+            return false;
+        };
         match pool.alarm().raise() {
             Sleep::Sound => self.worker.waits.tell(Concern::Wake(pool.clone())),
             Sleep::Wakes => {}
@@ -501,7 +514,7 @@ impl Forwarding<'_> {
             }
         }
         let answer = Answer::new(StatusCode::SERVICE_UNAVAILABLE, "The gateway has too much to do just now.");
-        Some(answer.retry_after(RETRY_AFTER))
+        Some(answer.retry_after(RETRY_AFTER).and_part())
     }
 
     /// The answer when no VM was asked.
@@ -509,7 +522,9 @@ impl Forwarding<'_> {
         let (id, pool) = (self.variables.request_id, &*pool.name);
         let sentence = match without {
             Without::Usable => {
-                tracing::warn!(request_id = id, pool, "no usable backend");
+                if self.worker.may_log() {
+                    tracing::warn!(request_id = id, pool, "no usable backend");
+                }
                 "No backend can take this request just now."
             }
             Without::Room | Without::Time => {

@@ -1,11 +1,12 @@
 //! Asking a second VM where the first takes long: the first good answer wins.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use foregate_exchange::{Body, clock};
+use foregate_exchange::{Body, Kind, clock};
 use foregate_routing::{Cause, Pick, Pool};
 use foregate_upstream::{Outgoing, SendError, Transport};
 use http::{HeaderMap, Response};
@@ -33,10 +34,13 @@ pub(super) struct Spare<'a> {
     /// Including the first attempt's member.
     pub(super) tried: Vec<usize>,
     pub(super) after: Duration,
+    /// The first attempt's connection had waited for work.
+    pub(super) reused: bool,
 }
 
 impl Forwarding<'_> {
-    /// Waits for `first`, and if that takes long for a second VM's answer too.
+    /// Waits for `first`, and if that takes long for a second VM's answer too. Whoever is not waited for any more is
+    /// cancelled.
     pub(super) async fn hedge<'p>(
         &self,
         pool: &'p Pool,
@@ -50,19 +54,29 @@ impl Forwarding<'_> {
             answer = &mut first => return Outcome { attempt, answer, other: None },
             () = sleep(spare.after) => {}
         }
-        let pick = self.pick_now(pool, spare.key, spare.carried, &spare.tried);
-        let (Some(pick), Some(_counted)) = (pick, pool.repeat()) else {
+        let counted = pool.repeat();
+        let roll = self.worker.roll();
+        let pick = counted
+            .as_ref()
+            .and_then(|_| pool.pick_beside(spare.key, &spare.tried, roll, clock::now_nanos()));
+        let Some(Pick { member, index, entry, in_flight }) = pick else {
             return Outcome { attempt, answer: first.await, other: None };
         };
-        let Pick { member, index, entry, in_flight } = pick;
+        let begun = clock::now_nanos();
         let cookie = pool.sticky_cookie(spare.carried, index, self.is_secure());
-        let second_attempt = Attempt { member, index, entry, cookie, begun: clock::now_nanos() };
+        let second_attempt = Attempt { member, index, entry, cookie, begun };
         let mut outgoing = spare.outgoing;
         outgoing.authority = self.authority_for(&member.endpoint.address, spare.transport);
+        // One that hangs is left, and found out about, like any other.
+        let waiting =
+            pool.patience().map(|patience| self.worker.waits.begin(&member.endpoint, begun, patience));
+        let reused = Cell::new(false);
         let mut second = pin!(async {
             match self.worker.client.connect(&member.endpoint, spare.transport, false).await {
-                // Whoever asks twice wants one answer: what is said before it is the first one's to say.
-                Ok(link) => link.send(&mut outgoing, in_flight, |_, _| {}).await,
+                Ok(link) => {
+                    reused.set(link.reused());
+                    self.send(link, &mut outgoing, in_flight, waiting.as_ref()).await
+                }
                 Err(failure) => Err(SendError { failure, unsent: None }),
             }
         });
@@ -76,32 +90,49 @@ impl Forwarding<'_> {
             second.as_mut().poll(cx).map(|answer| (answer, false))
         })
         .await;
-        let (attempt, other) = if is_first { (attempt, second_attempt) } else { (second_attempt, attempt) };
-        let now = clock::now_nanos();
         if is_good(&one) {
-            // It took this long at least, which is worth knowing although nobody waits for it any more.
-            let took = Duration::from_nanos(now.saturating_sub(other.begun));
-            other.member.endpoint.vitals.observe_latency(took, now);
-            pool.observe(took);
+            let loser = if is_first { &second_attempt } else { &attempt };
+            self.lose(pool, loser, !is_first);
+            if let Some(waiting) = waiting.as_ref().filter(|_| is_first) {
+                waiting.linger();
+            }
+            let attempt = if is_first { attempt } else { second_attempt };
             return Outcome { attempt, answer: one, other: None };
         }
         let two = if is_first { second.await } else { first.await };
-        let now = clock::now_nanos();
+        let (first, second) = if is_first { (one, two) } else { (two, one) };
         // A good answer, or else any, or else the failure of the first attempt.
-        let takes_two = match (&one, &two) {
-            (Err(_), Err(_)) => !is_first,
+        let keeps_second = match (&first, &second) {
+            (_, Ok(_)) if is_good(&second) => true,
             (Err(_), Ok(_)) => true,
-            (Ok(_), _) => is_good(&two),
+            _ => false,
         };
-        let (kept, lost) = match takes_two {
-            true => ((other, two), (attempt, one)),
-            false => ((attempt, one), (other, two)),
+        let (attempt, answer, lost, its, was_reused) = match keeps_second {
+            true => (second_attempt, second, attempt, first, spare.reused),
+            false => (attempt, first, second_attempt, second, reused.get()),
         };
-        let (lost, answer) = lost;
-        if answer.as_ref().err().is_none_or(|error| error.blames_vm()) {
-            judge(pool, &lost, is_good(&answer), now);
+        let says_nothing = match &its {
+            // The VM may close a connection that waits for work when it likes.
+            Err(error) => !error.blames_vm() || was_reused && error.failure.kind() == Kind::Reset,
+            Ok(_) => false,
+        };
+        if !says_nothing {
+            judge(pool, &lost, is_good(&its), clock::now_nanos());
         }
-        let (attempt, answer) = kept;
         Outcome { attempt, answer, other: Some(lost.index) }
+    }
+
+    /// An attempt is given up because the other one was faster. It would have taken this long at least, which is worth
+    /// knowing if it is longer than what is known.
+    fn lose(&self, pool: &Pool, loser: &Attempt<'_>, was_first: bool) {
+        let now = clock::now_nanos();
+        let took = Duration::from_nanos(now.saturating_sub(loser.begun));
+        let vitals = &loser.member.endpoint.vitals;
+        if took.as_secs_f64() > vitals.latency(now) {
+            vitals.observe_latency(took, now);
+        }
+        if was_first {
+            pool.observe(took);
+        }
     }
 }

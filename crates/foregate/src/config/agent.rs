@@ -86,8 +86,8 @@ impl WakeLayer {
         Some(layer)
     }
 
-    /// `is_probed`: somebody finds out when a VM is up.
-    pub(super) fn compile(&self, is_probed: bool, problems: &Problems) -> Option<Wake> {
+    /// `is_probed`: somebody finds out when a VM is up. `waits`: requests may wait for it.
+    pub(super) fn compile(&self, is_probed: bool, waits: bool, problems: &Problems) -> Option<Wake> {
         let Some(command) = &self.command else {
             let problem = Problem::absence(self.place, "`wake` needs `command`, which starts the VMs");
             problems.push(problem.help("a program and its arguments: [\"virsh\", \"start\", \"vm1\"]"));
@@ -99,6 +99,12 @@ impl WakeLayer {
             let problem = Problem::error(self.place, message);
             problems
                 .push(problem.help("add `health = { http = { path = \"/healthz\" } }`, or `{ tcp = {} }`"));
+            return None;
+        }
+        if !waits {
+            let problem =
+                Problem::error(self.place, "`wake` needs a `queue`, where requests wait for the VM");
+            problems.push(problem.help("leave `queue` out: by default 1024 requests may wait"));
             return None;
         }
         Some(Wake {

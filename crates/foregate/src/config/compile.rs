@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use foregate_edge::Live;
 use foregate_routing::{
-    ActionSpec, HostPattern, PathPattern, PoolId, PoolSpec, Rewrite, RouteSpec, SiteSpec, Snapshot,
+    ActionSpec, HostPattern, PathPattern, PoolId, PoolSpec, Rewrite, RouteSpec, Secret, SiteSpec, Snapshot,
     SnapshotBuilder, When,
 };
 use foregate_upstream::Transport;
@@ -44,7 +44,8 @@ pub(super) fn compile(
 ) -> Option<Compiled> {
     let Document { server, tls, site_defaults, pool_defaults, sites, pools } = document;
     let secret = StickySecret::obtain(&server.state_dir);
-    let around = Around { drain: server.settings.timeouts.drain, secret: secret.secret };
+    let known = secret.as_ref().map_or(Secret([0; 16]), |secret| secret.secret);
+    let around = Around { drain: server.settings.timeouts.drain, secret: known };
     let mut assembly = Assembly {
         around,
         sticks: false,
@@ -108,10 +109,18 @@ pub(super) fn compile(
     layers.retain(|(site, _)| !site.passthrough);
     assembly.warn_of_unused();
     let (store, self_signed) = certificates::compile(&tls, &layers, &server, problems);
+    let sticky = match secret {
+        Ok(secret) => assembly.sticks.then_some(secret),
+        Err(message) => {
+            if assembly.sticks {
+                problems.push(Problem::unreadable(message));
+            }
+            None
+        }
+    };
     if problems.any_error() {
         return None;
     }
-    let sticky = assembly.sticks.then_some(secret);
     let transports: Option<Vec<Arc<Transport>>> = assembly.transports.into_iter().collect();
     let live = Live {
         routing: assembly.builder.build(),

@@ -166,8 +166,12 @@ fn hedge(value: &Value<'_>) -> Option<Hedge> {
         return Some(Hedge::P95);
     }
     let time = |text: &str| {
-        let misfit = |_| Misfit::new(format!("\"{text}\" is no time to wait")).help(HEDGES);
-        value::duration(text).map(Hedge::After).map_err(misfit)
+        let misfit = |()| Misfit::new(format!("\"{text}\" is no time to wait")).help(HEDGES);
+        match value::duration(text) {
+            Ok(time) if !time.is_zero() => Ok(Hedge::After(time)),
+            Ok(_) => Err(misfit(())),
+            Err(_) => Err(misfit(())),
+        }
     };
     value.parse(HEDGES, time).map(|hedge| hedge.value)
 }

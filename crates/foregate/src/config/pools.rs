@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use foregate_discovery::Dns;
-use foregate_routing::{Address, Agent, Balance, HashOn, MemberSpec, PoolSpec, Secret, Sticky};
+use foregate_routing::{Address, Agent, Balance, HashOn, MemberSpec, PoolSpec, Secret, Sticky, Wake};
 use foregate_upstream::Protocol;
 
 use super::agent::{AgentLayer, WakeLayer};
@@ -166,6 +166,7 @@ impl PoolDraft {
                 max_requests: backend.max_requests,
             }
         });
+        let queue = failing::queue(&layer.queue);
         let health = layer.health.as_ref().value();
         let health = health.and_then(|health| health.compile(self.name.place, problems));
         PoolSpec {
@@ -174,15 +175,30 @@ impl PoolDraft {
             hash_on: layer.hash_on.as_ref().map(|hash_on| hash_on.value.clone()).unwrap_or_default(),
             sticky: layer.sticky.clone().value().map(|sticky| sticky.compile(around.secret)),
             agent: layer.agent.as_ref().value().and_then(|agent| self.agent(agent, problems)),
-            wake: layer.wake.as_ref().value().and_then(|wake| wake.compile(health.is_some(), problems)),
+            wake: layer
+                .wake
+                .as_ref()
+                .value()
+                .and_then(|wake| self.wake(wake, health.is_some(), queue.length > 0, problems)),
             health,
             slow_start: layer.slow_start.clone().value(),
             drain: around.drain,
             outlier: failing::outlier(&layer.outlier),
             retry: failing::retry(&layer.retry),
-            queue: failing::queue(&layer.queue),
+            queue,
             members: members.collect(),
         }
+    }
+
+    fn wake(&self, wake: &WakeLayer, is_probed: bool, waits: bool, problems: &Problems) -> Option<Wake> {
+        // Who waits would not see whom it finds.
+        if self.discover.is_some() {
+            let message = "`wake` in a pool with `discover` is not supported yet";
+            let problem = Problem::error(self.name.place, message);
+            problems.push(problem.help("write `wake = \"off\"`, or name the VMs under `backends`"));
+            return None;
+        }
+        wake.compile(is_probed, waits, problems)
     }
 
     fn agent(&self, agent: &AgentLayer, problems: &Problems) -> Option<Agent> {

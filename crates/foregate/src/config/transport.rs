@@ -240,9 +240,19 @@ fn tls_spec(pool: &PoolDraft, layer: &PoolLayer, problems: &Problems) -> Option<
         problems.push(problem.help("write `tls = { server_name = \"app.lan\" }`"));
         return None;
     }
+    let verifies = tls.verify.as_ref().is_none_or(|verify| verify.value);
+    let is_service = matches!(&pool.discover, Some(dns) if matches!(dns.query, Query::Services { .. }));
+    if verifies && is_service && tls.server_name.is_none() {
+        let message =
+            "TLS to VMs found by SRV records needs a name to verify: only their addresses are known";
+        let problem = Problem::error(pool.name.place, message);
+        problems.push(problem.help("write `tls = { server_name = \"app.lan\" }`"));
+        return None;
+    }
     Some(TlsSpec {
         ca: tls.ca.map(|ca| ca.value),
-        server_name: tls.server_name.map(|name| name.value).or_else(|| looked_up(pool)),
+        server_name: tls.server_name.map(|name| name.value),
+        found_as: looked_up(pool),
         identity,
         verify: tls.verify.is_none_or(|verify| verify.value),
     })

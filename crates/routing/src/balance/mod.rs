@@ -10,6 +10,7 @@ mod least_requests;
 mod random;
 mod round_robin;
 
+use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -142,8 +143,19 @@ impl Balancer {
     }
 }
 
+/// Which members live traffic lets a request be sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heed {
+    /// Whatever it has set aside, all.
+    Nothing,
+    /// Those it has not set aside, and those whose time has come.
+    Due,
+    /// Those it has not set aside.
+    Closed,
+}
+
 /// The members of one tier, as one request sees them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Candidates<'a> {
     /// All members of the pool.
     pub(crate) members: &'a [Member],
@@ -151,11 +163,12 @@ pub(crate) struct Candidates<'a> {
     pub(crate) slots: &'a [usize],
     /// Indices.
     pub(crate) tried: &'a [usize],
-    /// Whether members that live traffic has set aside are passed over until their time has come.
-    pub(crate) heeded: bool,
+    pub(crate) heed: Heed,
     pub(crate) now_nanos: u64,
     /// How long a member warms up.
     pub(crate) slow_start: Option<Duration>,
+    /// The largest share of those that are open, once somebody has asked for it; 0 before.
+    pub(crate) most: Cell<u32>,
 }
 
 /// A member that may be picked now.
@@ -192,9 +205,8 @@ impl<'a> Candidates<'a> {
         let index = *self.slots.get(slot)?;
         let member = self.members.get(index)?;
         let vitals = &member.endpoint.vitals;
-        let open = member.takes_new(self.heeded.then_some(self.now_nanos))
-            && member.has_room()
-            && !self.tried.contains(&index);
+        let open =
+            member.takes_new(self.heed, self.now_nanos) && member.has_room() && !self.tried.contains(&index);
         open.then(|| {
             let share = vitals.share.now(self.slow_start, self.now_nanos);
             Candidate { slot, weight: member.weight, share, vitals }
@@ -207,15 +219,28 @@ impl<'a> Candidates<'a> {
         if candidate.share >= FULL {
             return true;
         }
-        let most = self.all_open().map(|other| other.share).max().unwrap_or(FULL);
-        let point = below(mix(chance.wrapping_add(mix(candidate.slot as u64))), most.into());
+        let point = below(mix(chance.wrapping_add(mix(candidate.slot as u64))), self.most().into());
         point < u64::from(candidate.share)
+    }
+
+    /// The largest share of those that are open. Mostly the first has all of it; once is enough for a pick.
+    fn most(&self) -> u32 {
+        if self.most.get() == 0 {
+            let mut most = 1;
+            for candidate in self.all_open() {
+                most = most.max(candidate.share);
+                if most >= FULL {
+                    break;
+                }
+            }
+            self.most.set(most);
+        }
+        self.most.get()
     }
 
     /// All that are open, by slot.
     pub(crate) fn all_open(&self) -> impl Iterator<Item = Candidate<'a>> {
-        let candidates = *self;
-        (0..self.len()).filter_map(move |slot| candidates.open(slot))
+        (0..self.len()).filter_map(|slot| self.open(slot))
     }
 
     /// A choice by weight among all that are open, the same for the same `hash` and the same open ones.

@@ -1,8 +1,6 @@
 //! Members that fail more often than the others, although never often in a row.
 
-use std::time::Duration;
-
-use super::{Pool, Verdict};
+use super::{Member, Pool, Verdict};
 use crate::tally::Count;
 
 /// A member is judged by so many requests, and so are the others: fewer may be chance.
@@ -12,7 +10,7 @@ const MORE: f64 = 0.1;
 /// And so many times the standard error of that difference: chance brings that about once in thirty thousand looks.
 const ERRORS: f64 = 4.0;
 
-/// A member was set aside because it fails more often than the others.
+/// A member fails more often than the others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Deviation {
     pub index: usize,
@@ -20,8 +18,7 @@ pub struct Deviation {
     pub fails: f64,
     /// Of those of all others together.
     pub others_fail: f64,
-    /// For so long.
-    pub time: Duration,
+    pub verdict: Verdict,
 }
 
 impl Pool {
@@ -29,13 +26,16 @@ impl Pool {
     /// does. Look often enough to see it soon, and rarely enough for there to be something to compare.
     pub fn compare(&self, now_nanos: u64) -> Option<Deviation> {
         self.outlier.as_ref()?;
-        let counts: Vec<Count> =
-            self.members.iter().map(|member| member.endpoint.vitals.tally.take()).collect();
+        let count = |member: &Member| {
+            let vitals = &member.endpoint.vitals;
+            let count = vitals.tally.take();
+            // Of who is set aside that is known already.
+            if vitals.circuit.is_closed() { count } else { Count::default() }
+        };
+        let counts: Vec<Count> = self.members.iter().map(count).collect();
         let (index, fails, others_fail) = worst(&counts)?;
-        match self.set_aside(index, now_nanos)? {
-            Verdict::SetAside(time) => Some(Deviation { index, fails, others_fail, time }),
-            Verdict::Restored | Verdict::AllFail => None,
-        }
+        let verdict = self.set_aside(index, now_nanos)?;
+        Some(Deviation { index, fails, others_fail, verdict })
     }
 }
 
@@ -61,10 +61,12 @@ fn worst(counts: &[Count]) -> Option<(usize, f64, f64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::tests::pool;
     use super::*;
-    use crate::Balance;
     use crate::circuit::Entry;
+    use crate::{Balance, State};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -101,9 +103,27 @@ mod tests {
         (0..3).for_each(|index| serve(index, u64::from(index == 1) * 3));
         let deviation = pool.compare(SECOND).unwrap();
         assert_eq!((deviation.index, deviation.fails, deviation.others_fail), (1, 0.3, 0.0));
-        assert_eq!(deviation.time, Duration::from_secs(30));
+        assert_eq!(deviation.verdict, Verdict::SetAside(Duration::from_secs(30)));
         assert!((0..100).all(|n| pool.pick(0, &[], n, SECOND).unwrap().index != 1));
         (0..3).for_each(|index| serve(index, 0));
         assert_eq!(pool.compare(2 * SECOND), None, "what was counted before is over");
+    }
+
+    #[test]
+    fn what_was_before_it_was_set_aside_or_taken_back_does_not_count() {
+        let pool = pool(Balance::RoundRobin, &[(1, 0); 2]);
+        let vitals = &pool.members()[0].endpoint.vitals;
+        let served = || (0..1000).for_each(|_| _ = pool.judge(1, Entry::Free, true, SECOND));
+        // Set aside after some in a row, and more of what was under way fails after that.
+        (0..400).for_each(|_| _ = pool.judge(0, Entry::Free, false, SECOND));
+        served();
+        assert_eq!(pool.compare(2 * SECOND), None, "it is not set aside twice for the same");
+        assert!(pool.pick(0, &[1], 0, 31 * SECOND).is_some(), "its time is not doubled");
+        // A probe finds it well again after it was down.
+        (0..400).for_each(|_| vitals.tally.count(false));
+        vitals.set_state(State::Down);
+        vitals.set_state(State::Up);
+        served();
+        assert_eq!(pool.compare(40 * SECOND), None);
     }
 }

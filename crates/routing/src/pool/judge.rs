@@ -32,6 +32,8 @@ impl Pool {
             let restored = circuit.succeed(entry, now_nanos);
             if restored {
                 vitals.share.rise();
+                // What failed before it was taken back says nothing of it now.
+                _ = vitals.tally.take();
             }
             return restored.then_some(Verdict::Restored);
         }

@@ -98,7 +98,8 @@ pub(super) async fn dial(
             return Err(Failure::because(Kind::Connect, "there is no QUIC over a unix socket"));
         }
     };
-    let name = tls.server_name.as_ref().map_or(host, |name| name.to_str().into_owned());
+    let found_as = tls.found_as.as_ref().filter(|_| matches!(address, Address::Ip(_)));
+    let name = tls.server_name.as_ref().or(found_as).map_or(host, |name| name.to_str().into_owned());
     // Nobody says that a UDP port is closed, so every address gets its share of the time.
     let share =
         transport.connect_timeout.map(|limit| limit / u32::try_from(addresses.len().max(1)).unwrap_or(1));

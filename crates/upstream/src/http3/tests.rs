@@ -151,7 +151,13 @@ impl Vm {
 }
 
 fn transport() -> Transport {
-    let tls = TlsSpec { ca: None, server_name: Some("vm.lan".to_owned()), identity: None, verify: false };
+    let tls = TlsSpec {
+        ca: None,
+        server_name: Some("vm.lan".to_owned()),
+        found_as: None,
+        identity: None,
+        verify: false,
+    };
     Transport::new(TransportSpec {
         protocol: Protocol::H3,
         tls: Some(tls),
