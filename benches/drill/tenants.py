@@ -12,6 +12,8 @@ import time
 
 from compare import machine
 
+from .scene import SERVER, Vm
+
 # A VM of `b` serves 100 requests a second, one after the other.
 CAPACITY = 100
 # Of tenant a: users, and requests of each a second.
@@ -23,20 +25,6 @@ WARM = 6
 PATIENT = 2
 WEBSOCKETS = 20
 CONFIG = """
-[server]
-addresses = "127.0.0.1"
-http = "off"
-https = {https}
-workers = 2
-state_dir = "{folder}"
-
-[tls]
-default_certificate = "localhost"
-
-[[tls.certificates]]
-cert = "cert.pem"
-key = "key.pem"
-
 [sites.all]
 hosts = "*"
 routes = [{{ paths = "/a/", pool = "a" }}, {{ paths = "/b/", pool = "b" }}]
@@ -54,15 +42,13 @@ health = {{ http = {{ path = "/healthz" }}, interval = "500ms", rise = 1, fall =
 @contextlib.contextmanager
 def scene(programs, illness, limit):
     """The gateway, a VM of tenant a and two of tenant b."""
-    from .__main__ import Vm
-
     with tempfile.TemporaryDirectory(prefix="foregate-drill-") as name:
         folder = pathlib.Path(name)
         machine.make_certificate(folder, "DNS:localhost")
         a, b = Vm(folder, 0, "silent"), [Vm(folder, number, illness) for number in (1, 2)]
         https, limit = machine.free_port(), f", max_requests = {limit}" if limit else ""
         backends = ", ".join(f'{{ address = "{vm.address}"{limit} }}' for vm in b)
-        (folder / "foregate.toml").write_text(CONFIG.format(https=https, folder=folder, a=a.address, b=backends))
+        (folder / "foregate.toml").write_text(SERVER.format(https=https, folder=folder) + CONFIG.format(a=a.address, b=backends))
         with (folder / "gateway.log").open("w") as log:
             words = [programs / "foregate", "run", "--config", folder / "foregate.toml"]
             gateway = subprocess.Popen(words, stdout=log, stderr=log)
