@@ -13,7 +13,7 @@ use tokio::runtime::Builder;
 use tokio::time::{interval, timeout};
 
 use crate::cli::{Exit, complain, say};
-use crate::run::Signals;
+use crate::run::{Signals, failed};
 
 /// How often the processors are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -164,11 +164,6 @@ fn ticks(stat: &str) -> Option<Ticks> {
     let numbers: Vec<u64> = numbers.take(8).map(str::parse).collect::<Result<_, _>>().ok()?;
     let idle = numbers.get(3)? + numbers.get(4).unwrap_or(&0);
     Some(Ticks { all: numbers.iter().sum(), idle })
-}
-
-fn failed(why: impl std::fmt::Display) -> Exit {
-    complain(format_args!("foregate: {why}"));
-    Exit::Failed
 }
 
 #[cfg(test)]

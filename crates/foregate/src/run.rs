@@ -186,7 +186,8 @@ async fn attend(
     }
 }
 
-fn failed(why: impl std::fmt::Display) -> Exit {
+/// Says why it could not be done.
+pub(crate) fn failed(why: impl std::fmt::Display) -> Exit {
     complain(format_args!("foregate: {why}"));
     Exit::Failed
 }

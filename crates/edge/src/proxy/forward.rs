@@ -198,12 +198,11 @@ impl Forwarding<'_> {
                     vitals.observe_latency(took, now);
                     pool.observe(took);
                     let well = !pool.retry.covers(Cause::Status(response.status()));
-                    let tried_last = attempt.index;
                     judge(pool, &attempt, well, now);
                     if response.body().is_end_stream() || matches!(response.body(), Body::Full(_)) {
                         vitals.cut(false);
                     }
-                    let response = self.receive(response, pool, attempt);
+                    let response = self.receive(response, pool, attempt.index, attempt.cookie);
                     if well {
                         return Ok(response);
                     }
@@ -214,7 +213,7 @@ impl Forwarding<'_> {
                     if repetition.is_none() {
                         break;
                     }
-                    tried.push(tried_last);
+                    tried.push(attempt.index);
                     Body::from(again)
                 }
                 Err(error) => {
@@ -459,7 +458,8 @@ impl Forwarding<'_> {
         &self,
         mut response: Response<Body>,
         pool: &Arc<Pool>,
-        attempt: Attempt<'_>,
+        member: usize,
+        cookie: Option<HeaderValue>,
     ) -> Response<Body> {
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let protocol = response.headers().get(UPGRADE).filter(|_| switched).cloned();
@@ -468,13 +468,13 @@ impl Forwarding<'_> {
         if let Some(protocol) = protocol {
             headers.insert(UPGRADE, protocol);
         }
-        if let Some(cookie) = attempt.cookie {
+        if let Some(cookie) = cookie {
             headers.append(SET_COOKIE, cookie);
         }
         let idle = self.matched.route.policy.timeouts.tunnel;
         response.map(|body| match body {
             Body::Tunnel(tunnel) if self.is_for_websocket() => {
-                let parting = self.worker.partings.begin(pool, attempt.index);
+                let parting = self.worker.partings.begin(pool, member);
                 Body::Tunnel(tunnel.limited(idle).parting(parting))
             }
             Body::Tunnel(tunnel) => Body::Tunnel(tunnel.limited(idle)),

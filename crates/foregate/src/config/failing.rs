@@ -166,12 +166,9 @@ fn hedge(value: &Value<'_>) -> Option<Hedge> {
         return Some(Hedge::P95);
     }
     let time = |text: &str| {
-        let misfit = |()| Misfit::new(format!("\"{text}\" is no time to wait")).help(HEDGES);
-        match value::duration(text) {
-            Ok(time) if !time.is_zero() => Ok(Hedge::After(time)),
-            Ok(_) => Err(misfit(())),
-            Err(_) => Err(misfit(())),
-        }
+        let time = value::duration(text).ok().filter(|time| !time.is_zero());
+        let misfit = || Misfit::new(format!("\"{text}\" is no time to wait")).help(HEDGES);
+        time.map(Hedge::After).ok_or_else(misfit)
     };
     value.parse(HEDGES, time).map(|hedge| hedge.value)
 }
