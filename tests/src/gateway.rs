@@ -50,6 +50,8 @@ pub fn gateway() -> Builder {
         server: server.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect(),
         tls: String::new(),
         rest: String::new(),
+        first: String::new(),
+        flags: Vec::new(),
         names: Vec::new(),
         certificates: Vec::new(),
         files: Vec::new(),
@@ -65,6 +67,8 @@ pub struct Builder {
     server: Vec<(String, String)>,
     tls: String,
     rest: String,
+    first: String,
+    flags: Vec<String>,
     names: Vec<String>,
     certificates: Vec<Vec<String>>,
     files: Vec<(String, String)>,
@@ -86,6 +90,20 @@ impl Builder {
     #[must_use]
     pub fn named(mut self, hosts: &[&str]) -> Builder {
         self.names.extend(hosts.iter().map(|&h| h.to_owned()));
+        self
+    }
+
+    /// A line before everything else.
+    #[must_use]
+    pub fn first(mut self, line: &str) -> Builder {
+        self.first = format!("{line}\n");
+        self
+    }
+
+    /// A flag of `foregate run`.
+    #[must_use]
+    pub fn flag(mut self, flag: &str) -> Builder {
+        self.flags.push(flag.to_owned());
         self
     }
 
@@ -155,7 +173,7 @@ impl Builder {
     }
 
     fn write(&self, folder: &Path, http: u16, https: u16) -> PathBuf {
-        let mut text = String::from("[server]\n");
+        let mut text = format!("{}[server]\n", self.first);
         for (key, value) in &self.server {
             writeln!(text, "{key} = {value}").unwrap();
         }
@@ -178,6 +196,10 @@ impl Builder {
                 writeln!(text, "[[tls.certificates]]\ncert = \"tls{number}.crt\"\nkey = \"tls{number}.key\"")
                     .unwrap();
             }
+        }
+        if !self.rest.contains("[admin]") {
+            // Its default would be the same for all that run at a time.
+            writeln!(text, "[admin]\nlisten = \"unix:{}\"", folder.join("admin.sock").display()).unwrap();
         }
         text += &self.rest;
         for (name, content) in &self.files {
@@ -204,7 +226,7 @@ impl Builder {
                 }
                 None => Command::new(binary()),
             };
-            command.arg("run").arg("--config").arg(&config).env("NO_COLOR", "1");
+            command.arg("run").arg("--config").arg(&config).args(&self.flags).env("NO_COLOR", "1");
             command.envs(self.env.iter().map(|(k, v)| (k, v)));
             let mut process = Process::spawn(&mut command);
             let up = eventually("the gateway listens or ends", || {
@@ -250,6 +272,38 @@ impl Gateway {
 
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// Writes its configuration anew, from what it is.
+    pub fn edit(&self, change: impl FnOnce(String) -> String) {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        std::fs::write(&self.config, change(text)).unwrap();
+    }
+
+    /// Runs a command of the program against it.
+    pub async fn operate(&self, arguments: &[&str]) -> Output {
+        let mut command = tokio::process::Command::new(binary());
+        command.args(arguments).arg("--config").arg(&self.config).env("NO_COLOR", "1");
+        command.output().await.unwrap()
+    }
+
+    /// The same where it must succeed; returns what it printed.
+    pub async fn told(&self, arguments: &[&str]) -> String {
+        let output = self.operate(arguments).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The same where it must fail; returns what it complained of.
+    pub async fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.operate(arguments).await;
+        assert!(!output.status.success(), "{arguments:?} was done");
+        String::from_utf8(output.stderr).unwrap()
     }
 
     /// What it wrote to standard error.

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
 use crate::limit::Permit;
+use crate::listener::Listener;
 use crate::peer::{Peer, TlsPeer, canonical};
 use crate::worker::Worker;
 use crate::{h1, h2};
@@ -31,21 +32,23 @@ type Serving = Pin<Box<dyn Future<Output = ()>>>;
 /// Serves one accepted connection to its end.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
+    listener: Rc<Listener>,
     stream: TcpStream,
     address: SocketAddr,
     permit: Permit,
     secure: bool,
 ) {
-    let _open = worker.connected();
+    let _open = listener.connected();
     let Ok(local) = stream.local_addr().map(canonical) else { return };
     // Small responses must not wait for an acknowledgement.
     if stream.set_nodelay(true).is_err() {
         return;
     }
     let next = if secure {
-        Box::pin(tls(worker, stream, address, local, permit)).await
+        Box::pin(tls(worker, listener, stream, address, local, permit)).await
     } else {
-        Box::pin(plain(worker, stream, Peer::new(address, local, None, Rc::new(permit)))).await
+        let peer = Peer::new(address, local, None, listener, Rc::new(permit));
+        Box::pin(plain(worker, stream, peer)).await
     };
     if let Some(serving) = next {
         serving.await;
@@ -80,6 +83,7 @@ async fn plain(worker: Rc<Worker>, mut stream: TcpStream, peer: Peer) -> Option<
 
 async fn tls(
     worker: Rc<Worker>,
+    listener: Rc<Listener>,
     stream: TcpStream,
     address: SocketAddr,
     local: SocketAddr,
@@ -122,7 +126,7 @@ async fn tls(
     };
     drop(live);
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let peer = Rc::new(Peer::new(address, local, Some(tls), Rc::new(permit)));
+    let peer = Rc::new(Peer::new(address, local, Some(tls), listener, Rc::new(permit)));
     Some(if http2 {
         Box::pin(h2::serve(worker, peer, stream))
     } else {

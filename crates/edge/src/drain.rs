@@ -1,4 +1,4 @@
-//! How a worker ends: serving, draining, closing.
+//! How a listener ends: serving, draining, closing.
 
 use std::cell::Cell;
 
@@ -14,7 +14,7 @@ pub(crate) enum Phase {
     Closing,
 }
 
-/// A worker's phase, and the wait for the next.
+/// A listener's phase, and the wait for the next.
 pub(crate) struct Drain {
     phase: Cell<Phase>,
     changed: Notify,
@@ -34,7 +34,7 @@ impl Drain {
         self.changed.notify_waiters();
     }
 
-    /// Waits until the worker is in this phase or a later one.
+    /// Waits until the listener is in this phase or a later one.
     pub(crate) async fn reached(&self, phase: Phase) {
         loop {
             let changed = self.changed.notified();

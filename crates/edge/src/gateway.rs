@@ -1,32 +1,24 @@
-//! The data plane as a whole: starting its workers and draining them.
+//! The data plane as a whole: starting its workers, having them follow the configuration, and draining them.
 
-use std::io;
-use std::net::UdpSocket;
-use std::rc::Rc;
+use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use foregate_exchange::clock;
 use foregate_routing::Publisher;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::net::TcpListener;
-use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::advertise::{self, Advertising};
 use crate::diagnostics::Diagnostics;
-use crate::drain::Phase;
 use crate::limit::Connections;
-use crate::listen::{BindError, Bound, Listening, Sockets, bind};
-use crate::peer::canonical;
-use crate::pressure::{self, Pressure};
-use crate::quic::{self, Group, Keys, Sets};
+use crate::listen::{BindError, Listeners, Listening, Plan};
+use crate::pressure::Pressure;
+use crate::quic::{Group, Keys, Sets};
 use crate::settings::Settings;
-use crate::worker::Worker;
-use crate::{Concern, Live, accept};
+use crate::thread::{self, Order};
+use crate::{Concern, Live};
 
 /// Open files that are neither connections nor a worker's own: logs, certificates, probes, the resolver.
 const OTHER_FILES: usize = 128;
@@ -36,24 +28,42 @@ const RUNTIME_FILES: usize = 4;
 const QUIC_FILES: usize = 2;
 /// A gateway with less than this is not one.
 const MIN_CONNECTIONS: u64 = 64;
-/// How long nothing must have run before idle connections are closed in a drain: a request that is just
-/// on its way on one of them is still answered.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// The running data plane.
 pub struct Gateway {
-    listeners: Vec<Listening>,
-    stop: watch::Sender<Option<Duration>>,
+    listening: Vec<Listening>,
+    listeners: Listeners,
+    /// One for each worker.
+    orders: Vec<UnboundedSender<Order>>,
     threads: Vec<JoinHandle<()>>,
     live: Publisher<Live>,
-    _held: Vec<UdpSocket>,
+    connections: Arc<Connections>,
+    pressure: Arc<Pressure>,
+    /// What the prober hears of: each new snapshot, and the end.
+    news: watch::Sender<News>,
 }
 
-/// Why the data plane did not start. Displays what to do about it.
+/// What there is to know beside the snapshot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct News {
+    /// How many snapshots there have been.
+    pub(crate) snapshots: u64,
+    pub(crate) over: bool,
+}
+
+/// What it takes to follow the next settings, made ready. Dropping it changes nothing.
+#[derive(Debug)]
+pub struct Change {
+    plan: Plan,
+    connections: usize,
+    per_client: Option<u32>,
+}
+
+/// Why the data plane did not start, or cannot follow the next settings. Displays what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error(transparent)]
-    Bind(#[from] BindError),
+    #[error("{}", Lines(.0))]
+    Bind(Vec<BindError>),
     #[error(
         "the open-file limit of {limit} is too low: {connections} connections need up to two files each, and the \
          gateway itself {own}; raise it to at least {needed} (LimitNOFILE= in the systemd unit, or `ulimit -n`), \
@@ -64,9 +74,22 @@ pub enum StartError {
     Worker(String),
 }
 
+/// Each on a line of its own.
+struct Lines<'l>(&'l [BindError]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let end = if index == 0 { "" } else { "\n" };
+            write!(f, "{end}{error}")?;
+        }
+        Ok(())
+    }
+}
+
 impl Gateway {
-    /// Binds every listener and starts the workers. Nothing runs if anything fails. `concerns` gets VMs that let requests
-    /// wait for long; whoever probes is to look at them and to settle the doubt.
+    /// Binds every listener and starts the workers. Nothing runs if anything fails. `concerns` gets what workers have seen
+    /// and cannot look after.
     ///
     /// # Errors
     /// Which listener or limit, why, and what to do.
@@ -76,10 +99,7 @@ impl Gateway {
         concerns: UnboundedSender<Concern>,
     ) -> Result<Gateway, StartError> {
         let settings = live.load().settings.clone();
-        let workers = settings.workers.map_or_else(
-            || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            std::num::NonZero::get,
-        );
+        let workers = wanted_workers(&settings);
         let limit = connection_limit(&settings, workers)?;
         let pressure = Pressure::new(limit, workers);
         let connections = Connections::new(limit, settings.limits.connections_per_ip, pressure.clone());
@@ -88,53 +108,158 @@ impl Gateway {
         let keys = Keys::new(&secret);
         let group = Group::new(Sets::One, workers)
             .ok_or_else(|| StartError::Worker(format!("{workers} are more than QUIC can tell apart")))?;
-        let Bound { listening, sockets, held } = bind(&settings, group)?;
+        let mut listeners = Listeners::new(group);
+        let mut plan = listeners.plan(&settings).map_err(StartError::Bind)?;
 
-        let (stop, stopping) = watch::channel(None);
-        let mut threads = Vec::with_capacity(workers);
-        let (report, reports) = std::sync::mpsc::channel();
         let advertising = Arc::new(Advertising::new(&settings));
-        let shared =
-            Shared { live: live.clone(), connections, pressure, advertising, keys, diagnostics, concerns };
-        for (number, sockets) in (0..group.workers()).zip(sockets) {
-            let (shared, stopping, report) = (shared.clone(), stopping.clone(), report.clone());
+        let shared = Shared {
+            live: live.clone(),
+            connections: connections.clone(),
+            pressure: pressure.clone(),
+            advertising: advertising.clone(),
+            keys,
+            diagnostics,
+            concerns,
+        };
+        let (mut threads, mut orders) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
+        let (report, mut reports) = mpsc::unbounded_channel();
+        let opened = std::mem::take(&mut plan.opened);
+        for (number, opened) in (0..group.workers()).zip(opened) {
+            let (order, ordered) = mpsc::unbounded_channel();
+            _ = order.send(Order::Listen(opened, report.clone()));
+            let (shared, report) = (shared.clone(), report.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || run(shared, number, sockets, stopping, &report))
+                .spawn(move || thread::live(shared, number, ordered, &report))
                 .map_err(|error| StartError::Worker(error.to_string()))?;
             threads.push(thread);
+            orders.push(order);
         }
         drop(report);
-        // Each worker reports once when it accepts; one that panicked has dropped its end.
-        for _ in 0..workers {
-            match reports.recv() {
-                Ok(Ok(())) => {}
-                Ok(Err(reason)) => return Err(StartError::Worker(reason)),
-                Err(_) => return Err(StartError::Worker("it stopped while starting".to_owned())),
+        // Each worker reports when it lives and when it listens; one that panicked has dropped its end.
+        for _ in 0..2 * workers {
+            match reports.blocking_recv() {
+                Some(Ok(())) => {}
+                Some(Err(reason)) => return Err(StartError::Worker(reason)),
+                None => return Err(StartError::Worker("it stopped while starting".to_owned())),
             }
         }
-        advertise::probe(live.clone(), &shared.advertising, stopping)
+        let listening = std::mem::take(&mut plan.listening);
+        listeners.commit(plan, Duration::ZERO);
+        let (news, hears) = watch::channel(News::default());
+        advertise::probe(live.clone(), &advertising, hears)
             .map_err(|error| StartError::Worker(error.to_string()))?;
-        Ok(Gateway { listeners: listening, stop, threads, live, _held: held })
+        Ok(Gateway { listening, listeners, orders, threads, live, connections, pressure, news })
     }
 
     /// The addresses listened on, in the order of the configuration.
     #[must_use]
     pub fn listeners(&self) -> &[Listening] {
-        &self.listeners
+        &self.listening
+    }
+
+    /// How many workers there are. It takes another process to have more or less.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// By worker, the requests under way, as of a moment ago.
+    #[must_use]
+    pub fn running(&self) -> Vec<usize> {
+        self.pressure.running()
+    }
+
+    /// How many workers these settings want.
+    #[must_use]
+    pub fn wanted_workers(settings: &Settings) -> usize {
+        wanted_workers(settings)
+    }
+
+    /// Client connections now, and how many there may be.
+    #[must_use]
+    pub fn connections(&self) -> (usize, usize) {
+        (self.connections.open(), self.connections.limit())
+    }
+
+    /// Binds what the next settings name and these do not. Nothing changes yet.
+    ///
+    /// # Errors
+    /// Which listeners or limit, why, and what to do.
+    pub fn prepare(&self, settings: &Settings) -> Result<Change, StartError> {
+        let connections = connection_limit(settings, self.workers())?;
+        let plan = self.listeners.plan(settings).map_err(StartError::Bind)?;
+        Ok(Change { plan, connections, per_client: settings.limits.connections_per_ip })
+    }
+
+    /// Follows the settings that were prepared, and that are published by now. `limit` is for what came by listeners that are
+    /// there no more. Returns when the workers listen on what is new, with what some could not do.
+    pub async fn follow(&mut self, change: Change, limit: Duration) -> Vec<String> {
+        let Change { mut plan, connections, per_client } = change;
+        self.connections.set(connections, per_client);
+        let (report, mut reports) = mpsc::unbounded_channel();
+        self.listening = std::mem::take(&mut plan.listening);
+        for (order, opened) in self.orders.iter().zip(std::mem::take(&mut plan.opened)) {
+            _ = order.send(Order::Listen(opened, report.clone()));
+        }
+        // What is new listens before what is old is left: they may share a socket.
+        let mut failed = all(&mut reports, self.orders.len()).await;
+        let left = self.listeners.commit(plan, limit);
+        for order in &self.orders {
+            _ = order.send(Order::Leave(left.clone(), limit, report.clone()));
+            _ = order.send(Order::Look);
+        }
+        failed.extend(all(&mut reports, self.orders.len()).await);
+        self.news.send_modify(|news| news.snapshots += 1);
+        failed
+    }
+
+    /// Has the workers look at what is published now, also those that have nothing else to do.
+    pub fn look(&self) {
+        self.orders.iter().for_each(|order| _ = order.send(Order::Look));
+        self.news.send_modify(|news| news.snapshots += 1);
+    }
+
+    /// Closes what nobody uses any more. Call it from time to time.
+    pub fn tidy(&mut self) {
+        self.listeners.tidy();
     }
 
     /// Stops accepting, finishes what runs, at most `settings.timeouts.drain`, and returns when the
     /// workers are gone. Blocks.
-    pub fn drain(self) {
+    pub fn drain(mut self) {
         let limit = self.live.load().settings.timeouts.drain;
-        self.stop.send_replace(Some(limit));
+        self.news.send_modify(|news| news.over = true);
+        self.listeners.hang_up();
+        for order in &self.orders {
+            _ = order.send(Order::Drain(limit));
+        }
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a worker ended with a panic");
             }
         }
     }
+}
+
+/// Waits for so many reports, and returns what they complain of.
+async fn all(reports: &mut UnboundedReceiver<Result<(), String>>, count: usize) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for _ in 0..count {
+        // One that has panicked reports nothing.
+        let report = tokio::time::timeout(Duration::from_secs(5), reports.recv()).await;
+        match report {
+            Ok(Some(Ok(()))) => {}
+            Ok(Some(Err(complaint))) => complaints.push(complaint),
+            Ok(None) | Err(_) => complaints.push("a worker did not do as it was told".to_owned()),
+        }
+    }
+    complaints
+}
+
+fn wanted_workers(settings: &Settings) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    settings.workers.map_or_else(cores, std::num::NonZero::get)
 }
 
 /// How many client connections the process may have. Each may need a second file for its VM.
@@ -165,168 +290,14 @@ fn own_files(settings: &Settings, workers: usize) -> usize {
     OTHER_FILES + workers * (settings.addresses.len() * ports + RUNTIME_FILES + QUIC_FILES)
 }
 
-type Report = std::sync::mpsc::Sender<Result<(), String>>;
-
 /// What all workers have in common.
 #[derive(Clone)]
-struct Shared {
-    live: Publisher<Live>,
-    connections: Arc<Connections>,
-    pressure: Arc<Pressure>,
-    advertising: Arc<Advertising>,
-    keys: Keys,
-    diagnostics: Diagnostics,
-    concerns: UnboundedSender<Concern>,
-}
-
-/// The life of a worker thread.
-fn run(
-    shared: Shared,
-    number: u16,
-    sockets: Sockets,
-    mut stopping: watch::Receiver<Option<Duration>>,
-    report: &Report,
-) {
-    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            _ = report.send(Err(error.to_string()));
-            return;
-        }
-    };
-    runtime.block_on(async {
-        let Shared { live, connections, pressure, advertising, keys, diagnostics, concerns } = shared;
-        let worker = Worker::new(&live, connections, pressure, advertising, diagnostics, concerns);
-        let worker = match worker {
-            Ok(worker) => worker,
-            Err(error) => {
-                _ = report.send(Err(error.to_string()));
-                return;
-            }
-        };
-        if let Err(error) = start(&worker, number, &keys, sockets) {
-            _ = report.send(Err(error.to_string()));
-            return;
-        }
-        _ = report.send(Ok(()));
-        tokio::task::spawn_local(worker.waits.clone().attend());
-        tokio::task::spawn_local(watch_pressure(worker.clone(), number.into()));
-        let sweeper = worker.clone();
-        tokio::task::spawn_local(async move {
-            loop {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                sweeper.client.sweep();
-                sweeper.partings.look(clock::now_nanos());
-            }
-        });
-        // The sender is dropped only with the process.
-        let limit = stopping.wait_for(Option::is_some).await.ok().and_then(|limit| *limit);
-        finish(&worker, limit.unwrap_or_default()).await;
-    });
-}
-
-/// Tells how much the worker has to do. One of them looks at the memory too.
-async fn watch_pressure(worker: Rc<Worker>, number: usize) {
-    loop {
-        worker.pressure.report(number, worker.running(), worker.connections.open());
-        if number == 0 {
-            worker.pressure.look_at_memory();
-        }
-        tokio::time::sleep(pressure::LOOK).await;
-    }
-}
-
-/// Starts the worker's accept loops.
-fn start(
-    worker: &Rc<Worker>,
-    number: u16,
-    keys: &Keys,
-    sockets: Sockets,
-) -> Result<(), Box<dyn std::error::Error>> {
-    for (socket, secure) in sockets.tcp {
-        let listener = TcpListener::from_std(socket)?;
-        tokio::task::spawn_local(accept_tcp(worker.clone(), listener, secure));
-    }
-    for (port, sockets) in sockets.udp {
-        let endpoint = quinn::Endpoint::new_with_abstract_socket(
-            port.endpoint_config(number, keys),
-            Some(quic::server_config(&worker.current(), keys)?),
-            port.socket(number, sockets)?,
-            Arc::new(quinn::TokioRuntime),
-        )?;
-        tokio::task::spawn_local(quic::accept(worker.clone(), endpoint, keys.clone()));
-    }
-    Ok(())
-}
-
-/// Accepts until the worker drains. Awaits nothing but `accept`.
-async fn accept_tcp(worker: Rc<Worker>, listener: TcpListener, secure: bool) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = worker.drain.reached(Phase::Draining) => break,
-        };
-        match accepted {
-            Ok(accepted) => admit(&worker, accepted, secure),
-            Err(error) => refused(&error).await,
-        }
-    }
-    // What the kernel has accepted for us already would be reset when the listener closes.
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    while let std::task::Poll::Ready(Ok(accepted)) = listener.poll_accept(&mut cx) {
-        admit(&worker, accepted, secure);
-    }
-}
-
-fn admit(
-    worker: &Rc<Worker>,
-    (stream, address): (tokio::net::TcpStream, std::net::SocketAddr),
-    secure: bool,
-) {
-    let address = canonical(address);
-    match worker.connections.admit(address.ip(), true) {
-        Ok(permit) => {
-            let worker = worker.clone();
-            tokio::task::spawn_local(accept::serve(worker, stream, address, permit, secure));
-        }
-        Err(full) => full.log(worker, address),
-    }
-}
-
-/// `accept` fails for reasons of one connection, or because files or memory are short; then it would fail
-/// again at once.
-async fn refused(error: &io::Error) {
-    let of_one =
-        [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
-    if !of_one.contains(&error.kind()) {
-        tracing::error!(%error, "a connection cannot be accepted; raise the open-file limit if this goes on");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Lets what runs end, then closes what is idle.
-async fn finish(worker: &Rc<Worker>, limit: Duration) {
-    let until = Instant::now() + limit;
-    worker.drain.enter(Phase::Draining);
-    let mut quiet_since = Instant::now();
-    loop {
-        // First of all the accept loops must take what the kernel has accepted for them.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        if worker.running() > 0 {
-            quiet_since = Instant::now();
-        }
-        if worker.open() == 0 || quiet_since.elapsed() >= QUIET || Instant::now() >= until {
-            break;
-        }
-    }
-    if worker.running() > 0 {
-        tracing::warn!(requests = worker.running(), "drain is over: requests that still ran are cut");
-    }
-    worker.drain.enter(Phase::Closing);
-    // A moment for goodbyes: TLS close_notify, QUIC CONNECTION_CLOSE.
-    let goodbyes = Instant::now() + Duration::from_millis(250);
-    while Instant::now() < goodbyes && worker.open() > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+pub(crate) struct Shared {
+    pub(crate) live: Publisher<Live>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) pressure: Arc<Pressure>,
+    pub(crate) advertising: Arc<Advertising>,
+    pub(crate) keys: Keys,
+    pub(crate) diagnostics: Diagnostics,
+    pub(crate) concerns: UnboundedSender<Concern>,
 }

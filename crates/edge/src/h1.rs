@@ -83,7 +83,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
                 Next::Refused(refusal) => return self.refuse(refusal).await,
                 Next::Nothing => return poll_fn(|cx| self.wire.poll_shutdown(cx)).await,
             };
-            let _running = self.worker.begin();
+            let _running = self.peer.listener.begin();
             let keep_alive = head.keep_alive;
             // Boxed, so that it takes no memory between requests.
             let (asked, response) = match Box::pin(self.exchange(head)).await? {
@@ -103,7 +103,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
             let close = !keep_alive
                 || head.extensions.get::<Parting>().is_some()
                 || self.wire.has_failed()
-                || self.worker.drain.phase() > Phase::Serving
+                || !self.peer.listener.serves()
                 || (body_left && (self.wire.owes_continue.get() || Rc::strong_count(&self.wire) > 1));
             // Once the response begins, a 100 would be taken for another one.
             self.wire.owes_continue.set(false);
@@ -123,10 +123,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
     async fn next(&mut self) -> io::Result<Next> {
         *self.wire.framing.borrow_mut() = Framing::None;
         self.deadline.clear();
-        let worker = self.worker.clone();
-        let live = worker.current();
+        let (live, listener) = (self.worker.current(), self.peer.listener.clone());
         let (limits, timeouts) = (&live.settings.limits, &live.settings.timeouts);
-        let mut closing = pin!(worker.drain.reached(Phase::Closing));
+        let mut closing = pin!(listener.drain.reached(Phase::Closing));
         let mut search = Search::default();
         let mut begun = false;
         poll_fn(|cx| {
@@ -305,7 +304,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
         if self.worker.may_log() {
             tracing::info!(peer = %self.peer.address, status = status.as_u16(), reason, "request refused");
         }
-        let _running = self.worker.begin();
+        let _running = self.peer.listener.begin();
         let response = Answer::new(status, reason).plain();
         let (head, body) = response.into_parts();
         let asked = Asked { method: http::Method::GET, version: Version::HTTP_11, takes_trailers: false };

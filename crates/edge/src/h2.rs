@@ -107,8 +107,8 @@ async fn run<IO>(
     let allowed = live.settings.limits.streams_per_connection as usize;
     drop(live);
     let streams = Rc::new(Streams::new(&worker.turns, allowed + MAX_RESET));
-    let mut draining = pin!(worker.drain.reached(Phase::Draining));
-    let mut closing = pin!(worker.drain.reached(Phase::Closing));
+    let mut draining = pin!(peer.listener.drain.reached(Phase::Draining));
+    let mut closing = pin!(peer.listener.drain.reached(Phase::Closing));
     let mut half_head = HalfHeadDeadline::default();
     let mut deadline = Deadline::default();
     let mut leaving = false;

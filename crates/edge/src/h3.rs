@@ -38,7 +38,7 @@ enum Leaving {
 )]
 enum Event {
     Request(Incoming),
-    /// The worker drains, or nothing has happened for as long as connections are kept.
+    /// What the client came by drains, or nothing has happened for as long as connections are kept.
     Leave,
     /// The next step of leaving is due.
     Step,
@@ -67,8 +67,9 @@ pub(crate) async fn serve(
             return;
         }
     };
-    let mut draining = pin!(worker.drain.reached(Phase::Draining));
-    let mut closing = pin!(worker.drain.reached(Phase::Closing));
+    let listener = peer.listener.clone();
+    let mut draining = pin!(listener.drain.reached(Phase::Draining));
+    let mut closing = pin!(listener.drain.reached(Phase::Closing));
     let streams = Rc::new(Streams::new(&worker.turns, usize::MAX));
     let mut deadline = Deadline::default();
     let mut leaving = Leaving::No;

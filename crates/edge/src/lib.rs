@@ -1,6 +1,6 @@
 //! Serve: workers, listeners, TLS, HTTP/1.1, HTTP/2, HTTP/3 and the proxy page.
 //!
-//! A request's way through this crate: `gateway` accepts on a worker's own socket, `accept` (or
+//! A request's way through this crate: `thread` accepts on a worker's own socket, `accept` (or
 //! `quic`) finds out what is spoken, `h1`, `h2` and `h3` turn bytes into `Request<Body>`, and
 //! `proxy` has it answered.
 
@@ -16,6 +16,7 @@ mod h3;
 mod limit;
 mod limited;
 mod listen;
+mod listener;
 mod memory;
 mod partings;
 mod peer;
@@ -24,6 +25,7 @@ mod proxy;
 pub mod quic;
 pub mod settings;
 mod streams;
+mod thread;
 pub mod tls;
 mod waits;
 mod websocket;
@@ -36,7 +38,7 @@ use foregate_routing::{Endpoint, Pool, Snapshot};
 use foregate_upstream::Transport;
 
 pub use diagnostics::{Diagnostics, Qlog};
-pub use gateway::{Gateway, StartError};
+pub use gateway::{Change, Gateway, StartError};
 pub use listen::{BindError, Listening};
 pub use settings::Settings;
 pub use tls::{Certificate, CertificateError, CertificateStore};

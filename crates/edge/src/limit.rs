@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::pressure::Pressure;
@@ -11,16 +11,19 @@ use crate::worker::Worker;
 /// Counts of the whole process, shared by its workers.
 pub(crate) struct Connections {
     open: AtomicUsize,
-    limit: usize,
+    limit: AtomicUsize,
     pressure: Arc<Pressure>,
+    /// What one client may have; 0: as many as it likes.
+    per_client: AtomicU32,
     /// A lock, but one taken twice in the life of a connection, and only where such a limit is set.
-    by_client: Option<(u32, Mutex<HashMap<IpAddr, u32>>)>,
+    by_client: Mutex<HashMap<IpAddr, u32>>,
 }
 
 /// One open connection.
 pub(crate) struct Permit {
     connections: Arc<Connections>,
-    client: IpAddr,
+    /// `None`: it began when nobody counted.
+    client: Option<IpAddr>,
 }
 
 /// Which limit a connection would exceed.
@@ -55,10 +58,22 @@ impl Connections {
     pub(crate) fn new(limit: usize, per_client: Option<u32>, pressure: Arc<Pressure>) -> Arc<Connections> {
         Arc::new(Connections {
             open: AtomicUsize::new(0),
-            limit,
+            limit: AtomicUsize::new(limit),
             pressure,
-            by_client: per_client.map(|limit| (limit, Mutex::new(HashMap::new()))),
+            per_client: AtomicU32::new(per_client.unwrap_or(0)),
+            by_client: Mutex::default(),
         })
+    }
+
+    /// The limits from now on. Those who have more already keep it, and who came while nobody counted does not count.
+    pub(crate) fn set(&self, limit: usize, per_client: Option<u32>) {
+        self.limit.store(limit, Ordering::Relaxed);
+        self.per_client.store(per_client.unwrap_or(0), Ordering::Relaxed);
+        self.pressure.set_room(limit);
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -72,32 +87,33 @@ impl Connections {
             return Err(Full::Memory);
         }
         let client = network(address);
-        if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit.load(Ordering::Relaxed) {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err(Full::Process);
         }
-        if let Some((limit, counts)) = &self.by_client {
-            let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = self.per_client.load(Ordering::Relaxed);
+        if limit > 0 {
+            let mut counts = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
             let count = counts.get(&client).copied().unwrap_or(0);
-            if count >= if proven { *limit } else { *limit / 2 } {
+            if count >= if proven { limit } else { limit / 2 } {
                 self.open.fetch_sub(1, Ordering::Relaxed);
-                return Err(if count >= *limit { Full::Client } else { Full::Unproven });
+                return Err(if count >= limit { Full::Client } else { Full::Unproven });
             }
             counts.insert(client, count + 1);
         }
-        Ok(Permit { connections: self.clone(), client })
+        Ok(Permit { connections: self.clone(), client: (limit > 0).then_some(client) })
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.connections.open.fetch_sub(1, Ordering::Relaxed);
-        if let Some((_, counts)) = &self.connections.by_client {
-            let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(count) = counts.get_mut(&self.client) {
+        if let Some(client) = &self.client {
+            let mut counts = self.connections.by_client.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(count) = counts.get_mut(client) {
                 *count -= 1;
                 if *count == 0 {
-                    counts.remove(&self.client);
+                    counts.remove(client);
                 }
             }
         }
@@ -139,6 +155,22 @@ mod tests {
         assert_eq!(admit(false).err(), Some(Full::Unproven));
         let _more: Vec<_> = [admit(true), admit(true)].map(|permit| permit.ok().unwrap()).into();
         assert_eq!([admit(false).err(), admit(true).err()], [Some(Full::Client); 2]);
+    }
+
+    #[test]
+    fn limits_change_while_connections_are_open() {
+        let connections = Connections::new(10, None, Pressure::new(10, 1));
+        let admit = || connections.admit([192, 0, 2, 1].into(), true);
+        let before = admit().ok().unwrap();
+        connections.set(3, Some(1));
+        let counted = admit().ok().unwrap();
+        assert_eq!(admit().err(), Some(Full::Client));
+        drop(before);
+        assert_eq!(admit().err(), Some(Full::Client), "who was not counted gives nothing back");
+        connections.set(1, None);
+        assert_eq!(admit().err(), Some(Full::Process));
+        drop(counted);
+        assert!(admit().is_ok() && connections.by_client.lock().unwrap().is_empty());
     }
 
     #[test]

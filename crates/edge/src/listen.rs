@@ -1,14 +1,16 @@
 //! Binding the public address: one socket for each worker in one `SO_REUSEPORT` group per address and port.
+//!
+//! [`Listeners`] knows what is bound, and what has to change for the next configuration.
+
+mod listeners;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::quic::{Group, Port, Set};
-use crate::settings::Settings;
+pub(crate) use listeners::{Listeners, Opened, Plan, Way};
 
 /// Bytes the kernel may hold for a UDP socket, so that a burst outlives a busy moment. The kernel may
 /// grant less (`net.core.rmem_max`).
@@ -32,25 +34,6 @@ impl fmt::Display for Listening {
             (true, true) => write!(f, "https://{address} (HTTP/1.1, HTTP/2, HTTP/3)"),
         }
     }
-}
-
-/// The sockets of one worker.
-#[derive(Debug, Default)]
-pub(crate) struct Sockets {
-    /// With whether it is HTTPS.
-    pub(crate) tcp: Vec<(TcpListener, bool)>,
-    /// The ports of HTTP/3, each with a socket for each address.
-    pub(crate) udp: Vec<(Arc<Port>, Vec<UdpSocket>)>,
-}
-
-/// What is bound.
-pub(crate) struct Bound {
-    pub(crate) listening: Vec<Listening>,
-    /// In the order of the workers.
-    pub(crate) sockets: Vec<Sockets>,
-    /// The UDP sockets again, to be kept until the process ends: when one of a group is closed, the last of
-    /// the group takes its place, and the kernel steers packets by places.
-    pub(crate) held: Vec<UdpSocket>,
 }
 
 /// Why an address cannot be listened on. Displays what to do about it.
@@ -94,80 +77,25 @@ impl std::error::Error for BindError {
     }
 }
 
-/// Binds everything the settings name, once for each of the group's workers, or nothing.
-pub(crate) fn bind(settings: &Settings, group: Group) -> Result<Bound, BindError> {
-    let mut sockets: Vec<Sockets> = (0..group.workers()).map(|_| Sockets::default()).collect();
-    let (mut listening, mut held) = (Vec::new(), Vec::new());
-    let ports = settings.http.iter().map(|port| (*port, false));
-    let ports = ports.chain(settings.https.iter().map(|port| (*port, true)));
-    for (port, secure) in ports {
-        let http3 = secure && settings.http3.enabled;
-        let key = if secure { "server.https" } else { "server.http" };
-        if http3 {
-            let port = Port::new(group, Set::First);
-            sockets.iter_mut().for_each(|worker| worker.udp.push((port.clone(), Vec::new())));
-        }
-        for place in places(&settings.addresses) {
-            let address = SocketAddr::new(place.ip, port);
-            let failed = |what| move |error| BindError { what, address, key, error };
-            reserve(address, place, Type::STREAM, Protocol::TCP).map_err(failed("TCP"))?;
-            for worker in &mut sockets {
-                let socket = open(address, place, Type::STREAM, Protocol::TCP, true)
-                    .and_then(|socket| {
-                        socket.listen(i32::try_from(settings.backlog).unwrap_or(i32::MAX))?;
-                        Ok(TcpListener::from(socket))
-                    })
-                    .map_err(failed("TCP"))?;
-                worker.tcp.push((socket, secure));
-            }
-            if http3 {
-                reserve(address, place, Type::DGRAM, Protocol::UDP).map_err(failed("UDP"))?;
-                for worker in &mut sockets {
-                    let (kept, own) = open_udp(address, place)
-                        .and_then(|socket| Ok((socket.try_clone()?, socket)))
-                        .map_err(failed("UDP"))?;
-                    held.push(kept);
-                    if let Some((_, sockets)) = worker.udp.last_mut() {
-                        sockets.push(own);
-                    }
-                }
-                if let Some(socket) = held.last()
-                    && let Err(error) = group.attach(socket, Set::First)
-                {
-                    tracing::warn!(
-                        %address,
-                        %error,
-                        "the kernel does not steer QUIC packets; workers pass them to each other, which costs time"
-                    );
-                }
-            }
-            if place.dual {
-                listening.push(Listening { address: (Ipv4Addr::UNSPECIFIED, port).into(), secure, http3 });
-            }
-            listening.push(Listening { address, secure, http3 });
-        }
-    }
-    if let Some(granted) = held.first().and_then(|socket| SockRef::from(socket).recv_buffer_size().ok())
-        // The kernel says twice what it was asked for: the rest is for its own records.
-        && granted / 2 < UDP_BUFFER
-    {
-        let (granted, wanted) = (granted / 2 / 1024, UDP_BUFFER / 1024);
-        tracing::info!("UDP sockets hold {granted} KiB of {wanted}; raise net.core.rmem_max for fast HTTP/3");
-    }
-    Ok(Bound { listening, sockets, held })
+/// A socket of HTTP or HTTPS.
+fn open_tcp(address: SocketAddr, place: Place, backlog: u32) -> io::Result<Socket> {
+    let socket = open(address, place, Type::STREAM, Protocol::TCP, true)?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(socket)
 }
 
-fn open_udp(address: SocketAddr, place: Place) -> io::Result<UdpSocket> {
+/// A socket of HTTP/3.
+fn open_udp(address: SocketAddr, place: Place) -> io::Result<Socket> {
     let socket = open(address, place, Type::DGRAM, Protocol::UDP, true)?;
     // Less than asked for is no error.
     _ = socket.set_recv_buffer_size(UDP_BUFFER);
     _ = socket.set_send_buffer_size(UDP_BUFFER);
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// A socket's place: both wildcards are one dual-stack socket, so that one QUIC endpoint owns a
 /// connection whichever way it comes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     ip: IpAddr,
     dual: bool,

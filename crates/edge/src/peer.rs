@@ -8,6 +8,7 @@ use foregate_routing::TlsVersion;
 use http::HeaderValue;
 
 use crate::limit::Permit;
+use crate::listener::Listener;
 use crate::tls::Certificate;
 
 /// The facts of one client connection that hold for all its requests, but that a QUIC client may move between
@@ -20,6 +21,8 @@ pub(crate) struct Peer {
     /// Where the client reached us.
     pub(crate) local: SocketAddr,
     pub(crate) tls: Option<TlsPeer>,
+    /// What it came by.
+    pub(crate) listener: Rc<Listener>,
     /// Counts for where the connection began.
     _permit: Rc<Permit>,
 }
@@ -39,12 +42,13 @@ impl Peer {
         address: SocketAddr,
         local: SocketAddr,
         tls: Option<TlsPeer>,
+        listener: Rc<Listener>,
         permit: Rc<Permit>,
     ) -> Peer {
         // An address is text that every field takes.
         let ip = HeaderValue::try_from(address.ip().to_string());
         let ip = ip.unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Peer { address, ip, local, tls, _permit: permit }
+        Peer { address, ip, local, tls, listener, _permit: permit }
     }
 
     pub(crate) fn scheme(&self) -> &'static str {
@@ -53,7 +57,8 @@ impl Peer {
 
     /// The same client at another address.
     pub(crate) fn at(&self, address: SocketAddr) -> Peer {
-        Peer::new(address, self.local, self.tls.clone(), self._permit.clone())
+        let (tls, listener) = (self.tls.clone(), self.listener.clone());
+        Peer::new(address, self.local, tls, listener, self._permit.clone())
     }
 }
 

@@ -18,7 +18,7 @@ const LEAST: usize = 64;
 /// Of the whole process, shared by its workers. Every order is relaxed: it is an estimate a quarter of a second old.
 pub(crate) struct Pressure {
     /// So many requests and connections there may be.
-    room: usize,
+    room: AtomicUsize,
     /// By worker, the requests under way.
     running: Box<[AtomicUsize]>,
     crowded: AtomicBool,
@@ -28,11 +28,24 @@ pub(crate) struct Pressure {
 impl Pressure {
     pub(crate) fn new(room: usize, workers: usize) -> Arc<Pressure> {
         Arc::new(Pressure {
-            room,
+            room: AtomicUsize::new(room),
             running: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             crowded: AtomicBool::new(false),
             short: AtomicBool::new(false),
         })
+    }
+
+    pub(crate) fn set_room(&self, room: usize) {
+        self.room.store(room, Ordering::Relaxed);
+    }
+
+    /// By worker, the requests under way.
+    pub(crate) fn running(&self) -> Vec<usize> {
+        self.running.iter().map(|own| own.load(Ordering::Relaxed)).collect()
+    }
+
+    fn room(&self) -> usize {
+        self.room.load(Ordering::Relaxed)
     }
 
     /// Takes in what a worker has to do; `open` are the connections of all.
@@ -41,7 +54,7 @@ impl Pressure {
             own.store(running, Ordering::Relaxed);
         }
         let all: usize = self.running.iter().map(|own| own.load(Ordering::Relaxed)).sum();
-        let crowded = self.room >= LEAST && all.max(open) >= self.room / 4 * 3;
+        let crowded = self.room() >= LEAST && all.max(open) >= self.room() / 4 * 3;
         self.crowded.store(crowded, Ordering::Relaxed);
     }
 
@@ -67,7 +80,7 @@ impl Pressure {
 
     /// Whether one who has so many requests under way gets no more.
     pub(crate) fn is_too_much(&self, in_flight: impl FnOnce() -> usize) -> bool {
-        self.crowded.load(Ordering::Relaxed) && in_flight() >= self.room / 2
+        self.crowded.load(Ordering::Relaxed) && in_flight() >= self.room() / 2
     }
 }
 

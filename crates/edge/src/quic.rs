@@ -17,17 +17,16 @@ mod relay;
 mod socket;
 mod steer;
 
-use std::io;
-use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use quinn::{AsyncUdpSocket, EndpointConfig};
+use quinn::EndpointConfig;
 
-pub(crate) use endpoint::{accept, first_streams, server_config};
+pub(crate) use endpoint::{Entrance, first_streams};
 pub(crate) use handshake::Handshake;
 pub use keys::Keys;
 pub(crate) use path::proven_address;
+pub use socket::WorkerSocket;
 pub use steer::{Group, Set, Sets};
 
 use relay::Inbox;
@@ -56,17 +55,11 @@ impl Port {
         self.shared.store(shared, Ordering::Release);
     }
 
-    /// What a worker's endpoint receives by and sends with. `sockets`: the worker's own in each group of
-    /// the port, and those of its number in the other set as long as nobody owns that. In a tokio runtime.
-    ///
-    /// # Errors
-    /// The runtime cannot wait for a socket, or the kernel does not know an option that quinn sets.
-    pub fn socket(
-        self: &Arc<Port>,
-        worker: u16,
-        sockets: Vec<UdpSocket>,
-    ) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        Ok(Arc::new(socket::WorkerSocket::new(self.clone(), worker, sockets)?))
+    /// What a worker's endpoint receives by and sends with. It is to be given the worker's own socket in each group of the
+    /// port, and those of its number in the other set as long as nobody owns that.
+    #[must_use]
+    pub fn socket(self: &Arc<Port>, worker: u16) -> Arc<WorkerSocket> {
+        Arc::new(WorkerSocket::new(self.clone(), worker))
     }
 
     /// How a worker's endpoint names its connections, and whom it tells that it does not know theirs.

@@ -7,23 +7,24 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use foregate_exchange::clock;
-use foregate_routing::{Held, Publisher, Reader};
+use foregate_routing::{Held, Reader};
 use foregate_upstream::Client;
 use http::HeaderValue;
-use tokio::sync::mpsc::UnboundedSender;
 
+use crate::Live;
 use crate::advertise::{Advertising, Saying};
 use crate::diagnostics::Diagnostics;
-use crate::drain::Drain;
+use crate::gateway::Shared;
 use crate::limit::Connections;
+use crate::listener::Listener;
 use crate::partings::Partings;
 use crate::peer::Peer;
 use crate::pressure::Pressure;
+use crate::quic::Entrance;
 use crate::settings::AltSvc;
 use crate::streams::Turns;
 use crate::tls::TlsServer;
 use crate::waits::Waits;
-use crate::{Concern, Live};
 
 /// What strangers can make a worker write to its log.
 const LINES_PER_SECOND: u32 = 10;
@@ -31,7 +32,6 @@ const LINES_PER_SECOND: u32 = 10;
 /// Belongs to its thread; everything that serves a request holds it by `Rc`.
 pub(crate) struct Worker {
     pub(crate) client: Client,
-    pub(crate) drain: Drain,
     pub(crate) connections: Arc<Connections>,
     pub(crate) pressure: Arc<Pressure>,
     pub(crate) advertising: Arc<Advertising>,
@@ -41,10 +41,10 @@ pub(crate) struct Worker {
     pub(crate) partings: Rc<Partings>,
     reader: RefCell<Reader<Live>>,
     prepared: RefCell<Rc<Prepared>>,
-    /// Requests and tunnels under way.
-    running: Cell<usize>,
-    /// Client connections of this worker.
-    open: Cell<usize>,
+    /// Those of which something goes on.
+    pub(crate) listeners: RefCell<Vec<Rc<Listener>>>,
+    /// The ports of HTTP/3 among them.
+    pub(crate) entrances: RefCell<Vec<Rc<Entrance>>>,
     dice: Cell<u64>,
     /// The second in which lines about strangers were last written, and how many.
     said: Cell<(u64, u32)>,
@@ -54,8 +54,8 @@ pub(crate) struct Worker {
 pub(crate) struct Prepared {
     live: Held<Live>,
     pub(crate) tls: TlsServer,
-    /// The advertisement of HTTP/3 for each HTTPS port, where it may be made.
-    alt_svc: Vec<(u16, HeaderValue)>,
+    /// The advertisement of HTTP/3 for each HTTPS port, where there is something to advertise.
+    alt_svc: Vec<(u16, Option<HeaderValue>)>,
     advertising: Arc<Advertising>,
 }
 
@@ -75,14 +75,11 @@ impl Prepared {
     ) -> Result<Prepared, rustls::Error> {
         let http3 = &live.settings.http3;
         let mut alt_svc = Vec::new();
-        if http3.enabled && http3.alt_svc != AltSvc::Never {
-            for port in &live.settings.https {
-                let advertised = http3.alt_svc_port.unwrap_or(*port);
-                let text = format!("h3=\":{advertised}\"; ma={}", http3.alt_svc_max_age.as_secs());
-                if let Ok(value) = HeaderValue::from_str(&text) {
-                    alt_svc.push((*port, value));
-                }
-            }
+        let may = http3.enabled && http3.alt_svc != AltSvc::Never;
+        for port in &live.settings.https {
+            let advertised = http3.alt_svc_port.unwrap_or(*port);
+            let text = format!("h3=\":{advertised}\"; ma={}", http3.alt_svc_max_age.as_secs());
+            alt_svc.push((*port, may.then(|| HeaderValue::from_str(&text).ok()).flatten()));
         }
         let early_data = http3.enabled && live.routing.sites().iter().any(|site| site.early_data);
         Ok(Prepared {
@@ -100,28 +97,22 @@ impl Prepared {
             Saying::Nothing => None,
             Saying::Clear => Some(HeaderValue::from_static("clear")),
             Saying::Come => {
+                let value = value.clone()?;
                 self.advertising.tell(peer.address.ip());
-                Some(value.clone())
+                Some(value)
             }
         }
     }
 }
 
 impl Worker {
-    pub(crate) fn new(
-        live: &Publisher<Live>,
-        connections: Arc<Connections>,
-        pressure: Arc<Pressure>,
-        advertising: Arc<Advertising>,
-        diagnostics: Diagnostics,
-        concerns: UnboundedSender<Concern>,
-    ) -> Result<Rc<Worker>, rustls::Error> {
+    pub(crate) fn new(shared: Shared) -> Result<Rc<Worker>, rustls::Error> {
+        let Shared { live, connections, pressure, advertising, diagnostics, concerns, .. } = shared;
         let mut reader = live.reader();
         let prepared = Rc::new(Prepared::new(reader.current(), &advertising, &diagnostics)?);
         Ok(Rc::new(Worker {
             said: Cell::new((0, 0)),
             client: Client::default(),
-            drain: Drain::new(),
             connections,
             pressure,
             advertising,
@@ -131,8 +122,8 @@ impl Worker {
             partings: Rc::default(),
             reader: RefCell::new(reader),
             prepared: RefCell::new(prepared),
-            running: Cell::new(0),
-            open: Cell::new(0),
+            listeners: RefCell::default(),
+            entrances: RefCell::default(),
             // Not for secrets: it spreads load and names requests. The state must not be zero.
             dice: Cell::new(RandomState::new().hash_one(std::thread::current().id()) | 1),
         }))
@@ -153,22 +144,9 @@ impl Worker {
         prepared.clone()
     }
 
-    /// Counts a request for as long as the guard lives.
-    pub(crate) fn begin(self: &Rc<Worker>) -> Counted {
-        Counted::new(self, |worker| &worker.running)
-    }
-
-    /// Counts a connection for as long as the guard lives.
-    pub(crate) fn connected(self: &Rc<Worker>) -> Counted {
-        Counted::new(self, |worker| &worker.open)
-    }
-
+    /// Requests and tunnels under way.
     pub(crate) fn running(&self) -> usize {
-        self.running.get()
-    }
-
-    pub(crate) fn open(&self) -> usize {
-        self.open.get()
+        self.listeners.borrow().iter().map(|listener| listener.running()).sum()
     }
 
     /// Whether one more line about what some stranger sent may be written: a flood must not fill the log.
@@ -203,26 +181,5 @@ impl Worker {
         }
         // Digits cannot be refused.
         HeaderValue::from_bytes(&id).unwrap_or_else(|_| HeaderValue::from_static(""))
-    }
-}
-
-/// One more, until dropped.
-pub(crate) struct Counted {
-    worker: Rc<Worker>,
-    counter: fn(&Worker) -> &Cell<usize>,
-}
-
-impl Counted {
-    fn new(worker: &Rc<Worker>, counter: fn(&Worker) -> &Cell<usize>) -> Counted {
-        let cell = counter(worker);
-        cell.set(cell.get() + 1);
-        Counted { worker: worker.clone(), counter }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let cell = (self.counter)(&self.worker);
-        cell.set(cell.get().saturating_sub(1));
     }
 }

@@ -1,11 +1,13 @@
-//! What a snapshot is built from, kept where VMs are looked up while the gateway runs: the next one differs from it in who
-//! is there.
+//! What a snapshot is built from, kept while the gateway runs: the next one may differ from it in who is there, and in how
+//! much work each of them is to have.
 
 use std::sync::Arc;
 
 use foregate_discovery::{Dns, Found};
 use foregate_edge::Live;
 use foregate_routing::{MemberSpec, PoolSpec, SiteSpec, Snapshot, SnapshotBuilder};
+
+use crate::control::Overrides;
 
 /// Pools and sites in the order in which a builder was given them.
 #[derive(Debug, Default)]
@@ -15,20 +17,20 @@ pub(crate) struct Blueprint {
     looked_up: Vec<LookedUp>,
 }
 
+/// A pool whose VMs are looked up.
 #[derive(Debug)]
 struct LookedUp {
     pool: Arc<str>,
     dns: Dns,
-    /// Those the configuration names.
-    written: Vec<MemberSpec>,
+    /// What was found last.
+    found: Vec<MemberSpec>,
 }
 
 impl Blueprint {
     /// `dns` says where the VMs are found that `pool` does not name.
     pub(crate) fn add_pool(&mut self, pool: PoolSpec, dns: Option<Dns>) {
         if let Some(dns) = dns {
-            let (pool, written) = (pool.name.as_ref().into(), pool.members.clone());
-            self.looked_up.push(LookedUp { pool, dns, written });
+            self.looked_up.push(LookedUp { pool: pool.name.as_ref().into(), dns, found: Vec::new() });
         }
         self.pools.push(pool);
     }
@@ -42,35 +44,64 @@ impl Blueprint {
         self.looked_up.iter().map(|one| (one.pool.clone(), one.dns.clone()))
     }
 
-    /// Takes in what was found. The configuration knows better about those it names too.
+    /// Takes in what was found.
     pub(crate) fn take_in(&mut self, found: &Found) {
-        let Some(looked_up) = self.looked_up.iter().find(|one| one.pool == found.pool) else { return };
-        let Some(pool) = self.pools.iter_mut().find(|pool| *pool.name == *found.pool) else { return };
-        pool.members.clone_from(&looked_up.written);
-        let found = found.members.iter().map(foregate_discovery::Target::member);
-        let is_new =
-            |member: &MemberSpec| looked_up.written.iter().all(|known| known.address != member.address);
-        pool.members.extend(found.filter(is_new));
+        if let Some(looked_up) = self.looked_up.iter_mut().find(|one| one.pool == found.pool) {
+            looked_up.found = found.members.iter().map(foregate_discovery::Target::member).collect();
+        }
     }
 
-    /// The next of `live`: all as it is, but for who is there.
-    pub(crate) fn next(&self, live: &Live) -> Live {
+    /// Takes over what was found for those pools that are looked up in the same way as `before`.
+    pub(crate) fn inherit(&mut self, before: &Blueprint) {
+        for one in &mut self.looked_up {
+            let same = |other: &&LookedUp| other.pool == one.pool && other.dns == one.dns;
+            if let Some(known) = before.looked_up.iter().find(same) {
+                one.found.clone_from(&known.found);
+            }
+        }
+    }
+
+    /// The names and weights of a pool's backends, as the configuration and look-ups have them.
+    pub(crate) fn members(&self, pool: &str) -> Option<Vec<MemberSpec>> {
+        self.pools.iter().find(|spec| &*spec.name == pool).map(|spec| self.all_members(spec))
+    }
+
+    /// The next of `live`: all as it is, but for who is there and what they are given.
+    pub(crate) fn next(&self, live: &Live, overrides: &Overrides) -> Live {
         Live {
-            routing: self.build(&live.routing),
+            routing: self.build(&live.routing, overrides),
             transports: live.transports.clone(),
             certificates: live.certificates.clone(),
             settings: live.settings.clone(),
         }
     }
 
-    fn build(&self, previous: &Snapshot) -> Snapshot {
+    /// A snapshot that keeps the endpoints it shares with `previous`.
+    pub(crate) fn build(&self, previous: &Snapshot, overrides: &Overrides) -> Snapshot {
         let mut builder = SnapshotBuilder::new(Some(previous));
-        for pool in &self.pools {
-            builder.add_pool(pool.clone());
+        for spec in &self.pools {
+            let mut members = self.all_members(spec);
+            for member in &mut members {
+                if let Some(weight) = overrides.weight(&spec.name, &member.name) {
+                    member.weight = weight;
+                }
+            }
+            builder.add_pool(PoolSpec { members, ..spec.clone() });
         }
         for site in &self.sites {
             builder.add_site(site.clone());
         }
         builder.build()
+    }
+
+    /// Those the configuration names, which knows better about them, and those found.
+    fn all_members(&self, spec: &PoolSpec) -> Vec<MemberSpec> {
+        let mut members = spec.members.clone();
+        if let Some(looked_up) = self.looked_up.iter().find(|one| *one.pool == *spec.name) {
+            let is_new =
+                |found: &&MemberSpec| spec.members.iter().all(|known| known.address != found.address);
+            members.extend(looked_up.found.iter().filter(is_new).cloned());
+        }
+        members
     }
 }

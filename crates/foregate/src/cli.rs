@@ -8,9 +8,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Loaded};
-use crate::self_signed::SelfSigned;
-use crate::state::StickySecret;
-use crate::{agent, demo, log, proxy, run};
+use crate::control::{Origin, Watch};
+use crate::{agent, demo, log, operate, proxy, run};
 
 /// How the program ended. The numbers are part of its interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +61,9 @@ enum Command {
         long_about = "Serves what the configuration file says, until SIGTERM or SIGINT.\n\n\
             Writes one line per listener to standard output once it listens, and its log to standard \
             error (RUST_LOG=debug tells more, RUST_LOG=warn less).\n\n\
-            On the first signal it accepts nothing new, finishes what runs for at most \
+            On SIGHUP it reads the file again and follows it; what has not changed goes on undisturbed, and a \
+            file with mistakes changes nothing. `foregate reload` does the same and tells what came of it.\n\n\
+            On the first SIGTERM or SIGINT it accepts nothing new, finishes what runs for at most \
             `server.timeouts.drain` (30s unless configured) and exits with 0. A second signal ends it \
             at once.",
         after_long_help = format!(
@@ -70,7 +71,7 @@ enum Command {
              [tls]\n  self_signed = true\n  [sites.\"app.example.com\"]\n  pool = \"192.168.1.10:80\"\n\n{EXIT_CODES}"
         )
     )]
-    Run(ConfigFile),
+    Run(Run),
     /// Tell everything that is wrong with a configuration file, and start nothing
     #[command(
         long_about = "Reads the configuration file as `run` would, certificates and regular expressions \
@@ -113,6 +114,17 @@ enum Command {
         )
     )]
     Agent(agent::Flags),
+    #[command(flatten)]
+    Operate(operate::Command),
+}
+
+#[derive(Args, Debug)]
+struct Run {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Follow the configuration file, and those it includes, whenever they change
+    #[arg(long)]
+    watch: bool,
 }
 
 #[derive(Args, Debug)]
@@ -129,52 +141,26 @@ pub(crate) fn main() -> ExitCode {
     // installed yet, and if it were it would be the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match cli.command {
-        Command::Run(file) => serve_file(&file.config),
+        Command::Run(flags) => serve_file(&flags),
         Command::Check(file) => check(&file.config),
         Command::Proxy(flags) => proxy::main(&flags),
         Command::Demo(flags) => demo::main(&flags),
         Command::Agent(flags) => agent::main(&flags),
+        Command::Operate(command) => operate::main(command),
     }
     .into()
 }
 
-fn serve_file(path: &Path) -> Exit {
-    match load(path) {
-        Ok(mut loaded) => {
+fn serve_file(flags: &Run) -> Exit {
+    // Whatever folder the process is in later, this is the file.
+    let path = std::path::absolute(&flags.file.config).unwrap_or_else(|_| flags.file.config.clone());
+    let watch = flags.watch.then(|| Watch::begin(path.clone()));
+    match load(&path) {
+        Ok(loaded) => {
             log::start();
-            let made = std::mem::take(&mut loaded.self_signed);
-            let (state_dir, sticky) = (loaded.state_dir.clone(), loaded.sticky.take());
-            run::serve(loaded, |_| {
-                keep(&made, &state_dir);
-                sticky.inspect(|secret| keep_secret(secret, &state_dir));
-            })
+            run::serve(loaded, Origin::File(path), watch, |_| {})
         }
         Err(exit) => exit,
-    }
-}
-
-/// Keeps certificates that were made just now, so that nobody has to trust new ones after a restart.
-fn keep(certificates: &[SelfSigned], state_dir: &Path) {
-    for certificate in certificates {
-        if let Err(error) = certificate.keep() {
-            tracing::warn!(
-                "the self-signed certificate for {} is not kept, and the next start makes another one: {} cannot \
-                 be written ({error}); let this user write there, or name another folder as server.state_dir",
-                certificate.hosts.join(", "),
-                state_dir.display()
-            );
-        }
-    }
-}
-
-/// Keeps what sticky cookies are made with, so that visitors find their VM after a restart.
-fn keep_secret(secret: &StickySecret, state_dir: &Path) {
-    if let Err(error) = secret.keep() {
-        tracing::warn!(
-            "sticky cookies are valid until the next start only: {} cannot be written ({error}); let this user write \
-             there, or name another folder as server.state_dir",
-            state_dir.display()
-        );
     }
 }
 
@@ -253,7 +239,10 @@ mod tests {
         for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
             let name = command.get_name().to_owned();
             let help = command.render_long_help().to_string();
-            assert!(help.contains("Exit codes:"), "{name}: {help}");
+            assert!(
+                help.contains("Exit codes:") || command.get_arguments().any(|one| one.get_id() == "admin"),
+                "{name}: {help}"
+            );
             for argument in command.get_arguments() {
                 assert!(argument.get_help().is_some(), "{name} {argument}");
             }
@@ -263,11 +252,13 @@ mod tests {
     #[test]
     fn the_configuration_has_one_default_place() {
         for line in ["foregate run", "foregate check"] {
-            let (Command::Run(file) | Command::Check(file)) = parse(line).unwrap() else { panic!("{line}") };
+            let (Command::Run(Run { file, .. }) | Command::Check(file)) = parse(line).unwrap() else {
+                panic!("{line}")
+            };
             assert_eq!(file.config, Path::new("/etc/foregate/foregate.toml"));
         }
-        let Command::Run(file) = parse("foregate run --config a.toml").unwrap() else { panic!() };
-        assert_eq!(file.config, Path::new("a.toml"));
+        let Command::Run(run) = parse("foregate run --config a.toml").unwrap() else { panic!() };
+        assert_eq!(run.file.config, Path::new("a.toml"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use clap::Args;
 use foregate_edge::Listening;
 
 use crate::cli::{Exit, complain, load_made, say};
+use crate::control::Origin;
 use crate::{log, run};
 
 use self::ports::Choice;
@@ -53,12 +54,12 @@ pub(crate) fn main(flags: &Flags) -> Exit {
     if let Some(notice) = choice.notice() {
         say(notice);
     }
-    run::serve(loaded, |listeners| say(instructions(listeners)))
+    run::serve(loaded, Origin::Made, None, |listeners| say(instructions(listeners)))
 }
 
 fn configuration(choice: &Choice, vms: &[(Vm, SocketAddr)]) -> String {
     let mut text = format!(
-        "[server]\naddresses = \"127.0.0.1\"\nhttp = {}\nhttps = {}\nredirect_to_https = false\n\
+        "admin.listen = \"off\"\n\n[server]\naddresses = \"127.0.0.1\"\nhttp = {}\nhttps = {}\nredirect_to_https = false\n\
          timeouts = {{ drain = \"10s\" }}\n\n\
          [tls]\nself_signed = true\n\n\
          [sites.demo]\nhosts = \"*\"\npool = \"vms\"\n\n\

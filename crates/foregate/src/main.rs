@@ -1,6 +1,8 @@
 //! The program: command line, configuration and the control thread of the gateway.
 
 #[cfg(target_os = "linux")]
+mod admin;
+#[cfg(target_os = "linux")]
 mod agent;
 #[cfg(target_os = "linux")]
 mod blueprint;
@@ -9,11 +11,15 @@ mod cli;
 #[cfg(target_os = "linux")]
 mod config;
 #[cfg(target_os = "linux")]
+mod control;
+#[cfg(target_os = "linux")]
 mod debugging;
 #[cfg(target_os = "linux")]
 mod demo;
 #[cfg(target_os = "linux")]
 mod log;
+#[cfg(target_os = "linux")]
+mod operate;
 #[cfg(target_os = "linux")]
 mod proxy;
 #[cfg(target_os = "linux")]
@@ -22,6 +28,8 @@ mod run;
 mod self_signed;
 #[cfg(target_os = "linux")]
 mod state;
+#[cfg(target_os = "linux")]
+mod systemd;
 
 /// Of less CPU time than the system's, and it gives memory back when a crowd has left.
 #[cfg(target_os = "linux")]

@@ -8,6 +8,7 @@ use clap::Args;
 use foregate_edge::Listening;
 
 use crate::cli::{Exit, load_made, say};
+use crate::control::Origin;
 use crate::{log, run};
 
 #[derive(Args, Debug)]
@@ -67,7 +68,7 @@ pub(crate) fn main(flags: &Flags) -> Exit {
         Err(exit) => return exit,
     };
     log::start();
-    run::serve(loaded, |listeners| announce(flags, listeners))
+    run::serve(loaded, Origin::Made, None, |listeners| announce(flags, listeners))
 }
 
 /// The file that would do the same.
@@ -81,7 +82,7 @@ fn configuration(flags: &Flags) -> String {
     };
     let (http, https) = (flags.http, flags.https);
     format!(
-        "[server]\n{listen}http = {http}\nhttps = {https}\nredirect_to_https = false\n\n\
+        "admin.listen = \"off\"\n\n[server]\n{listen}http = {http}\nhttps = {https}\nredirect_to_https = false\n\n\
          [tls]\nself_signed = true\n\n\
          [sites.proxy]\nhosts = {}\npool = {}\n",
         list(hosts),
@@ -216,7 +217,7 @@ mod tests {
             let table = table(&["--to", evil, "--host", evil]);
             assert_eq!(strings(&table["sites"]["proxy"]["pool"]), [evil]);
             assert_eq!(strings(&table["sites"]["proxy"]["hosts"]), [evil]);
-            assert_eq!(table.len(), 3, "{table}");
+            assert_eq!(table.len(), 4, "{table}");
         }
     }
 

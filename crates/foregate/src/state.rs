@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -26,6 +26,24 @@ pub(crate) fn write(file: &Path, contents: &[u8]) -> io::Result<()> {
     new.write_all(contents)?;
     new.sync_all()?;
     fs::rename(&aside, file)
+}
+
+/// Writes a file in the place of one that others may read, which keeps who that is.
+///
+/// # Errors
+/// It cannot be written; the old one is still there.
+pub(crate) fn replace(file: &Path, contents: &[u8]) -> io::Result<()> {
+    let before = fs::metadata(file)?;
+    let aside = file.with_extension("new");
+    let written = fs::write(&aside, contents)
+        .and_then(|()| fs::set_permissions(&aside, before.permissions()))
+        .and_then(|()| std::os::unix::fs::chown(&aside, Some(before.uid()), Some(before.gid())))
+        .and_then(|()| fs::File::open(&aside)?.sync_all())
+        .and_then(|()| fs::rename(&aside, file));
+    if written.is_err() {
+        _ = fs::remove_file(&aside);
+    }
+    written
 }
 
 /// What sticky cookies are made with. In its file it is 32 hexadecimal digits and the end of a line.

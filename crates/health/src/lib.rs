@@ -29,7 +29,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foregate_routing::{Endpoint, HealthCheck, Pool, State};
+use foregate_routing::{Duty, Endpoint, HealthCheck, Pool, State};
 use foregate_upstream::Transport;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
@@ -153,6 +153,19 @@ impl Monitor {
             Some((standing, wake)) => _ = tokio::task::spawn_local(wake::rouse(standing.clone(), wake)),
             None => pool.alarm().silence(),
         }
+    }
+
+    /// Whoever runs the gateway says what an endpoint is to do, whatever its agent says; `None`: nothing any more.
+    pub fn instruct(&self, endpoint: &Endpoint, duty: Option<Duty>, reason: &str) {
+        if let Some(standing) = self.standings.get(&endpoint.pool) {
+            standing.instruct(endpoint, duty, &reason);
+        }
+    }
+
+    /// Why an endpoint is as it is; none: nothing has happened to it.
+    #[must_use]
+    pub fn reason(&self, endpoint: &Endpoint) -> Option<String> {
+        self.standings.get(&endpoint.pool)?.reason(endpoint)
     }
 
     /// Sets endpoints aside that fail more often than the others of their pool. Call it every [`COMPARE`].

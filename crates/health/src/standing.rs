@@ -1,6 +1,7 @@
 //! What becomes of a pool's endpoints, and what the log says of it: each change, and whether any endpoint is left, once.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +22,16 @@ pub(crate) struct Standing {
     /// How many wait for the pool to wake.
     waking: Cell<usize>,
     stir: Notify,
+    /// By the endpoint's id.
+    said: RefCell<HashMap<u64, Said>>,
+}
+
+/// What is said of an endpoint, and why it is as it is.
+#[derive(Debug, Default)]
+struct Said {
+    by_agent: Duty,
+    by_operator: Option<Duty>,
+    reason: Option<String>,
 }
 
 /// Has a pool's endpoints probed often, until dropped.
@@ -35,11 +46,13 @@ impl Drop for Waking<'_> {
 impl Standing {
     pub(crate) fn new(pool: Arc<Pool>, transport: Arc<Transport>) -> Standing {
         let (pool, transport) = (RefCell::new(pool), RefCell::new(transport));
-        Standing { pool, transport, exhausted: Cell::new(false), waking: Cell::new(0), stir: Notify::new() }
+        let (exhausted, waking) = (Cell::new(false), Cell::new(0));
+        Standing { pool, transport, exhausted, waking, stir: Notify::new(), said: RefCell::default() }
     }
 
     /// From now on the pool is this one.
     pub(crate) fn follow(&self, pool: Arc<Pool>, transport: Arc<Transport>) {
+        self.said.borrow_mut().retain(|id, _| pool.members().iter().any(|member| member.endpoint.id == *id));
         self.pool.replace(pool);
         self.transport.replace(transport);
     }
@@ -108,11 +121,38 @@ impl Standing {
         }
     }
 
-    /// Sets what an endpoint is to do, and says so if that is new.
+    /// An endpoint's agent says what it is to do.
     pub(crate) fn order(&self, endpoint: &Endpoint, duty: Duty, reason: &dyn Display) {
+        self.said.borrow_mut().entry(endpoint.id).or_default().by_agent = duty;
+        self.put(endpoint, reason);
+    }
+
+    /// Whoever runs the gateway says what an endpoint is to do, or nothing any more.
+    pub(crate) fn instruct(&self, endpoint: &Endpoint, duty: Option<Duty>, reason: &dyn Display) {
+        self.said.borrow_mut().entry(endpoint.id).or_default().by_operator = duty;
+        self.put(endpoint, reason);
+    }
+
+    /// Why the endpoint is as it is, as far as somebody has said or found out.
+    pub(crate) fn reason(&self, endpoint: &Endpoint) -> Option<String> {
+        self.said.borrow().get(&endpoint.id).and_then(|said| said.reason.clone())
+    }
+
+    fn note(&self, endpoint: &Endpoint, reason: &dyn Display) {
+        self.said.borrow_mut().entry(endpoint.id).or_default().reason = Some(reason.to_string());
+    }
+
+    /// Sets what an endpoint is to do: what gives it less of what is said. Says so if that is new.
+    fn put(&self, endpoint: &Endpoint, reason: &dyn Display) {
+        let duty = {
+            let said = self.said.borrow();
+            let said = said.get(&endpoint.id);
+            said.map_or(Duty::Work, |said| said.by_operator.unwrap_or_default().max(said.by_agent))
+        };
         if endpoint.vitals.set_duty(duty, clock::now_nanos()) == duty {
             return;
         }
+        self.note(endpoint, reason);
         let (pool, backend, address) = (&*endpoint.pool, self.name(endpoint), &endpoint.address);
         match duty {
             Duty::Work => tracing::info!(pool, backend, %address, %reason, "backend takes work"),
@@ -131,6 +171,7 @@ impl Standing {
             return;
         };
         let (name, backend, address) = (&*pool.name, self.name(endpoint), &endpoint.address);
+        self.note(endpoint, reason);
         match pool.set_aside(index, clock::now_nanos()) {
             Some(Verdict::SetAside(time)) => tracing::warn!(
                 pool = name, backend, %address, ?time, %reason,
@@ -152,6 +193,7 @@ impl Standing {
         if before == state {
             return;
         }
+        self.note(endpoint, reason);
         let pool = &*endpoint.pool;
         let backend = self.name(endpoint);
         let address = &endpoint.address;

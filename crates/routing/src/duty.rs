@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What somebody has said of a VM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What somebody has said of a VM; in the order of who gets less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Duty {
     /// It takes what it is given.
     #[default]

@@ -142,6 +142,11 @@ impl Vitals {
         before
     }
 
+    /// Whether live traffic has set it aside.
+    pub fn is_set_aside(&self) -> bool {
+        !self.circuit.is_closed()
+    }
+
     /// The part of its weight that the VM asks for, from 0 to 1; a sixteenth is the least.
     pub fn asked_share(&self) -> f64 {
         f64::from(self.share.asked()) / f64::from(FULL)

@@ -263,6 +263,15 @@ impl Pool {
         Pool::new(PoolSpec::new("", Vec::new()), PoolId::NONE, None)
     }
 
+    pub fn balance(&self) -> Balance {
+        self.balance
+    }
+
+    /// Requests that wait for a member.
+    pub fn waiting(&self) -> usize {
+        self.line.len()
+    }
+
     /// In the order of the file. An index into these names a member towards this pool.
     pub fn members(&self) -> &[Member] {
         &self.members

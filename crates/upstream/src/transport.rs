@@ -1,6 +1,7 @@
 //! How the VMs of one pool are spoken to: the HTTP version, TLS and the time to connect.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +33,7 @@ pub enum Protocol {
 }
 
 /// What a pool's configuration says of its transport.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransportSpec {
     pub protocol: Protocol,
     /// Required by `H2`, `H3` and `Auto`; with `Http1` it makes HTTPS.
@@ -41,6 +42,20 @@ pub struct TransportSpec {
     pub connect_timeout: Option<Duration>,
     /// How long an idle connection is kept; `None` for as long as the VM keeps it.
     pub keep_alive: Option<Duration>,
+}
+
+impl TransportSpec {
+    /// The hash of what its files hold; `None` where one cannot be read.
+    fn read(&self) -> Option<u64> {
+        let mut hash = DefaultHasher::new();
+        if let Some(tls) = &self.tls {
+            let identity = tls.identity.iter().flat_map(|(cert, key)| [cert, key]);
+            for file in tls.ca.iter().chain(identity) {
+                std::fs::read(file).ok()?.hash(&mut hash);
+            }
+        }
+        Some(hash.finish())
+    }
 }
 
 /// TLS towards a VM.
@@ -66,6 +81,8 @@ pub struct Transport {
     pub(crate) tls: Option<TransportTls>,
     /// Only for HTTP/3.
     pub(crate) quic: Option<quinn::ClientConfig>,
+    /// What it was made of, and the hash of the files that were read for it; `None`: of none.
+    made_of: Option<(TransportSpec, u64)>,
     server_name: Option<String>,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) keep_alive: Option<Duration>,
@@ -79,9 +96,30 @@ pub(crate) struct TransportTls {
 }
 
 impl Transport {
+    /// The one before, where nothing has changed, the content of its files included: connections over it go on. Else a new
+    /// one.
+    ///
+    /// # Errors
+    /// As [`new`](Transport::new).
+    pub fn following(
+        previous: Option<&Arc<Transport>>,
+        spec: TransportSpec,
+    ) -> Result<Arc<Transport>, TransportError> {
+        let same = |previous: &&Arc<Transport>| {
+            let made_of = previous.made_of.as_ref();
+            made_of.is_some_and(|(before, files)| *before == spec && Some(*files) == spec.read())
+        };
+        match previous.filter(same) {
+            Some(previous) => Ok(previous.clone()),
+            None => Transport::new(spec).map(Arc::new),
+        }
+    }
+
     /// # Errors
     /// A file that cannot be used, or a server name that is none.
     pub fn new(spec: TransportSpec) -> Result<Transport, TransportError> {
+        // Read before what is made of them: should one change in between, the next look finds it changed.
+        let made_of = spec.read().map(|files| (spec.clone(), files));
         let tls = match &spec.tls {
             Some(tls) => Some(TransportTls::new(tls, spec.protocol, None)?),
             None => None,
@@ -95,6 +133,7 @@ impl Transport {
             protocol: spec.protocol,
             tls,
             quic,
+            made_of,
             server_name: spec.tls.and_then(|tls| tls.server_name),
             connect_timeout: spec.connect_timeout,
             keep_alive: spec.keep_alive,
@@ -123,6 +162,7 @@ impl Transport {
             protocol: Protocol::H3,
             quic: Some(http3::client_config(tls.config.clone())?),
             tls: Some(tls),
+            made_of: None,
             server_name: spec.server_name,
             connect_timeout: Some(connect_timeout),
             keep_alive: None,

@@ -51,6 +51,14 @@ impl Dial {
         self
     }
 
+    /// The same to another of the machine's addresses, and to these ports.
+    #[must_use]
+    pub fn to(mut self, address: &str, http: u16, https: u16) -> Dial {
+        let ip: IpAddr = address.parse().unwrap();
+        (self.http, self.https) = (SocketAddr::new(ip, http), SocketAddr::new(ip, https));
+        self
+    }
+
     /// Plain TCP to the http port.
     pub async fn tcp(&self) -> Result<TcpStream, Error> {
         self.connect(self.http).await.map_err(|e| Error::Connect(e.to_string()))

@@ -76,6 +76,11 @@ enum Phase {
 }
 
 impl Judge {
+    /// For how long clients remember what they are told from now on.
+    pub(super) fn tell_for(&mut self, max_age: Duration) {
+        self.max_age = max_age;
+    }
+
     pub(super) fn new(max_age: Duration) -> Judge {
         Judge { max_age, phase: Phase::Beginning, streak: (false, 0), pause: SHORTEST }
     }

@@ -14,9 +14,10 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 
-use super::Advertising;
 use super::judge::{Change, Judge, MANY, Seen};
+use super::{Advertising, Saying};
 use crate::Live;
+use crate::gateway::News;
 use crate::settings::AltSvc;
 
 /// How long one question may take. It goes to this machine, or to the router before it and back.
@@ -27,27 +28,22 @@ const FIRST: Duration = Duration::from_millis(500);
 /// A host nobody has (RFC 6761): the gateway answers itself, and no VM is asked.
 pub(super) const NOBODY: &str = "foregate.invalid";
 
-/// Begins to probe where the configuration says "auto", until `stopping` says so. Returns when the first probe
-/// has found something, or after a moment.
+/// Begins to look after what is said, until there is no more `news` to come. Returns when the first probe has found
+/// something, or after a moment.
 ///
 /// # Errors
 /// The thread cannot be started.
 pub(crate) fn probe(
     live: Publisher<Live>,
     advertising: &Arc<Advertising>,
-    stopping: watch::Receiver<Option<Duration>>,
+    news: watch::Receiver<News>,
 ) -> io::Result<()> {
-    let settings = live.load().settings.clone();
-    if settings.http3.alt_svc != AltSvc::Auto || !settings.serves_http3() {
-        return Ok(());
-    }
     let (first, found) = std::sync::mpsc::channel();
-    let judge = Judge::new(settings.http3.alt_svc_max_age);
     let advertising = advertising.clone();
     std::thread::Builder::new().name("alt-svc".to_owned()).spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
         match runtime {
-            Ok(runtime) => runtime.block_on(run(&live, &advertising, judge, stopping, first)),
+            Ok(runtime) => runtime.block_on(run(&live, &advertising, news, first)),
             Err(error) => {
                 tracing::error!(%error, "the HTTP/3 probe cannot start, and HTTP/3 is not advertised")
             }
@@ -60,16 +56,32 @@ pub(crate) fn probe(
 async fn run(
     live: &Publisher<Live>,
     advertising: &Advertising,
-    mut judge: Judge,
-    mut stopping: watch::Receiver<Option<Duration>>,
+    mut news: watch::Receiver<News>,
     first: std::sync::mpsc::Sender<()>,
 ) {
     let mut first = Some(first);
+    let mut judge = Judge::new(Duration::ZERO);
     loop {
+        if news.borrow_and_update().over {
+            return;
+        }
         let current = live.load();
+        let http3 = &current.settings.http3;
+        let max_age = http3.alt_svc_max_age;
+        if http3.alt_svc != AltSvc::Auto || !current.settings.serves_http3() {
+            let always = http3.alt_svc == AltSvc::Always && current.settings.serves_http3();
+            drop(current);
+            judge = Judge::new(max_age);
+            first = None;
+            if !said_without_probing(advertising, always, max_age, &mut news).await {
+                return;
+            }
+            continue;
+        }
+        judge.tell_for(max_age);
         let found = tokio::select! {
             found = examine(&current) => found,
-            _ = stopping.wait_for(Option::is_some) => return,
+            _ = news.wait_for(|news| news.over) => return,
         };
         drop(current);
         let told = advertising.told.count();
@@ -107,9 +119,30 @@ async fn run(
         }
         tokio::select! {
             () = tokio::time::sleep(judge.pause()) => {}
-            _ = stopping.wait_for(Option::is_some) => return,
+            heard = news.changed() => if heard.is_err() { return },
         }
     }
+}
+
+/// What is said where nobody probes, until there are news. False: there are none any more.
+async fn said_without_probing(
+    advertising: &Advertising,
+    always: bool,
+    max_age: Duration,
+    news: &mut watch::Receiver<News>,
+) -> bool {
+    if always {
+        advertising.say(Saying::Come);
+    } else if advertising.saying() != Saying::Nothing {
+        // Clients remember what they were told.
+        advertising.say(Saying::Clear);
+        tokio::select! {
+            () = tokio::time::sleep(max_age) => {}
+            heard = news.changed() => return heard.is_ok(),
+        }
+        advertising.say(Saying::Nothing);
+    }
+    news.changed().await.is_ok()
 }
 
 /// Why HTTP/3 does not seem to be there.

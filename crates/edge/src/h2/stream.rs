@@ -56,7 +56,7 @@ pub(super) async fn serve(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
-    let _running = worker.begin();
+    let _running = peer.listener.begin();
     let respond = Rc::new(Responder { send: RefCell::new(respond), answered: Cell::new(false) });
     // It may have waited for its turn for so long that the client has given it up.
     if poll_fn(|cx| Poll::Ready(respond.send.borrow_mut().poll_reset(cx).is_ready())).await {

@@ -41,7 +41,7 @@ pub(super) fn serve<'a>(
     mut incoming: Incoming,
 ) -> impl Future<Output = ()> + 'a {
     async move {
-        let _running = worker.begin();
+        let _running = peer.listener.begin();
         let limit = worker.current().settings.timeouts.request_head;
         let head = match limit {
             Some(limit) => timeout(limit, incoming.head()).await,

@@ -1,7 +1,9 @@
 //! Accepting connections: whose address must be proven first, and what a connection may hold.
 
+use std::cell::RefCell;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,13 +16,14 @@ use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{
     Connecting, Endpoint, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
 };
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::path::Paths;
-use super::{Handshake, Keys};
-use crate::drain::Phase;
+use super::{Handshake, Keys, Port, WorkerSocket};
 use crate::h3;
 use crate::limit::{Full, Permit};
+use crate::listener::Listener;
 use crate::peer::{Peer, TlsPeer, canonical};
 use crate::settings::{AddressValidation, Congestion, Settings};
 use crate::worker::{Prepared, Worker};
@@ -58,10 +61,7 @@ const INCOMING_BUFFER: u64 = 64 * 1024;
 const INCOMING_BUFFERS: u64 = 4 * 1024 * 1024;
 
 /// A configuration for connections accepted from now on.
-pub(crate) fn server_config(
-    live: &Prepared,
-    keys: &Keys,
-) -> Result<ServerConfig, Box<dyn std::error::Error>> {
+fn server_config(live: &Prepared, keys: &Keys) -> Result<ServerConfig, Box<dyn std::error::Error>> {
     let mut config = keys.server_config(Arc::new(QuicServerConfig::try_from(live.tls.quic.clone())?));
     config
         .transport_config(Arc::new(transport(&live.settings)?))
@@ -108,38 +108,113 @@ fn paths<F>(controllers: F) -> Arc<Paths<F>> {
     Arc::new(Paths(Arc::new(controllers)))
 }
 
-/// Accepts connections until the worker drains.
-pub(crate) async fn accept(worker: Rc<Worker>, endpoint: Endpoint, keys: Keys) {
-    let mut acceptor = Acceptor { worker, endpoint, keys, half_open: Rc::new(()), configured: None };
+/// One port of HTTP/3, as a worker has it: an endpoint on all addresses of the port.
+pub(crate) struct Entrance {
+    port: Arc<Port>,
+    socket: Arc<WorkerSocket>,
+    endpoint: Endpoint,
+    /// One for each address.
+    listeners: RefCell<Vec<Rc<Listener>>>,
+    changed: Notify,
+}
+
+impl Entrance {
+    /// Listens on the first address, and accepts until the last has been [removed](Entrance::remove).
+    pub(crate) fn open(
+        worker: &Rc<Worker>,
+        number: u16,
+        keys: &Keys,
+        port: Arc<Port>,
+        (listener, socket): (Rc<Listener>, UdpSocket),
+    ) -> Result<Rc<Entrance>, Box<dyn std::error::Error>> {
+        let sockets = port.socket(number);
+        sockets.add(listener.id, socket)?;
+        let endpoint = Endpoint::new_with_abstract_socket(
+            port.endpoint_config(number, keys),
+            Some(server_config(&worker.current(), keys)?),
+            sockets.clone(),
+            Arc::new(quinn::TokioRuntime),
+        )?;
+        let entrance = Rc::new(Entrance {
+            port,
+            socket: sockets,
+            endpoint,
+            listeners: RefCell::new(vec![listener]),
+            changed: Notify::new(),
+        });
+        tokio::task::spawn_local(accept(worker.clone(), entrance.clone(), keys.clone()));
+        Ok(entrance)
+    }
+
+    pub(crate) fn is_of(&self, port: &Arc<Port>) -> bool {
+        Arc::ptr_eq(&self.port, port)
+    }
+
+    /// Listens on one more address.
+    pub(crate) fn add(&self, listener: Rc<Listener>, socket: UdpSocket) -> io::Result<()> {
+        self.socket.add(listener.id, socket)?;
+        self.listeners.borrow_mut().push(listener);
+        Ok(())
+    }
+
+    /// A listener drains from now on: who waits already is let in, who comes later is told to go elsewhere.
+    pub(crate) fn turn_away(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Nothing goes on any more that came by this one, if it is one of ours. Says whether it was the last.
+    pub(crate) fn remove(&self, id: u64) -> bool {
+        let mut listeners = self.listeners.borrow_mut();
+        if listeners.iter().all(|listener| listener.id != id) {
+            return false;
+        }
+        listeners.retain(|listener| listener.id != id);
+        // The last socket stays until the last packet has gone.
+        if listeners.is_empty() {
+            self.changed.notify_one()
+        } else {
+            self.socket.remove(id)
+        }
+        listeners.is_empty()
+    }
+
+    /// What a client came by: it came to this address. Of one that leaves and one that has taken its place, the latter.
+    fn listener(&self, local: Option<IpAddr>) -> Option<Rc<Listener>> {
+        let listeners = self.listeners.borrow();
+        let fits = |listener: &&Rc<Listener>| {
+            let bound = listener.address.ip();
+            local.is_none_or(|local| bound.is_unspecified() || bound == local.to_canonical())
+        };
+        let serving = listeners.iter().filter(fits).find(|listener| listener.serves());
+        serving.or_else(|| listeners.iter().find(fits)).cloned()
+    }
+}
+
+/// Accepts connections as long as there are listeners.
+async fn accept(worker: Rc<Worker>, entrance: Rc<Entrance>, keys: Keys) {
+    let mut acceptor = Acceptor { worker, entrance, keys, half_open: Rc::new(()), configured: None };
     // For how long handshakes may still follow one another: half as long as others ran.
     let mut share = Duration::ZERO;
     loop {
         let incoming = tokio::select! {
-            incoming = acceptor.endpoint.accept() => incoming,
-            () = acceptor.worker.drain.reached(Phase::Draining) => break,
+            biased;
+            () = acceptor.entrance.changed.notified() => {
+                if acceptor.entrance.listeners.borrow().is_empty() {
+                    break;
+                }
+                acceptor.take_waiting().await;
+                continue;
+            }
+            incoming = acceptor.entrance.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { break };
         let begun = Instant::now();
-        acceptor.take(incoming);
+        acceptor.take(incoming, false);
         let spent = begun.elapsed();
         share = match share.checked_sub(spent) {
             Some(left) => left,
             None => others(spent).await / 2,
         };
-    }
-    // Those that have waited are served; who comes later is told to go elsewhere.
-    let mut cx = Context::from_waker(Waker::noop());
-    let mut waiting = Vec::new();
-    while let Poll::Ready(Some(incoming)) = pin!(acceptor.endpoint.accept()).poll(&mut cx) {
-        waiting.push(incoming);
-    }
-    for incoming in waiting {
-        acceptor.take(incoming);
-        tokio::task::yield_now().await;
-    }
-    while let Some(incoming) = acceptor.endpoint.accept().await {
-        incoming.refuse();
-        tokio::task::yield_now().await;
     }
 }
 
@@ -159,7 +234,7 @@ async fn others(enough: Duration) -> Duration {
 /// What accepting goes by.
 struct Acceptor {
     worker: Rc<Worker>,
-    endpoint: Endpoint,
+    entrance: Rc<Entrance>,
     keys: Keys,
     /// Held by each handshake under way.
     half_open: Rc<()>,
@@ -168,8 +243,25 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    /// Begins a handshake, or asks the client to prove its address first.
-    fn take(&mut self, incoming: Incoming) {
+    /// Lets those in who came before somebody was to be turned away.
+    async fn take_waiting(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut waiting = Vec::new();
+        while let Poll::Ready(Some(incoming)) = pin!(self.entrance.endpoint.accept()).poll(&mut cx) {
+            waiting.push(incoming);
+        }
+        for incoming in waiting {
+            self.take(incoming, true);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Begins a handshake, or asks the client to prove its address first. One that has `waited` is let in in any case.
+    fn take(&mut self, incoming: Incoming, waited: bool) {
+        let listener = self.entrance.listener(incoming.local_ip());
+        let Some(listener) = listener.filter(|listener| waited || listener.serves()) else {
+            return incoming.refuse();
+        };
         let live = self.worker.current();
         let config = match &self.configured {
             Some((of, config)) if Rc::ptr_eq(of, &live) => config.clone(),
@@ -207,9 +299,9 @@ impl Acceptor {
         let config = logged(&self.worker, &live, &config, address, &incoming).unwrap_or(config);
         match incoming.accept_with(config) {
             Ok(connecting) => {
-                let (worker, endpoint) = (self.worker.clone(), self.endpoint.clone());
-                let begun = Begun { address, permit, connecting, half_open: self.half_open.clone() };
-                tokio::task::spawn_local(handshake(worker, endpoint, begun));
+                let (worker, half_open) = (self.worker.clone(), self.half_open.clone());
+                let begun = Begun { address, listener, permit, connecting, half_open };
+                tokio::task::spawn_local(handshake(worker, begun));
             }
             Err(error) => tracing::debug!(peer = %address, %error, "QUIC handshake failed"),
         }
@@ -235,14 +327,15 @@ fn logged(
 /// A handshake whose first answer is on its way.
 struct Begun {
     address: SocketAddr,
+    listener: Rc<Listener>,
     permit: Permit,
     connecting: Connecting,
     half_open: Rc<()>,
 }
 
-async fn handshake(worker: Rc<Worker>, endpoint: Endpoint, begun: Begun) {
-    let Begun { address, permit, connecting, half_open } = begun;
-    let _open = worker.connected();
+async fn handshake(worker: Rc<Worker>, begun: Begun) {
+    let Begun { address, listener, permit, connecting, half_open } = begun;
+    let _open = listener.connected();
     let live = worker.current();
     let limit = live.settings.timeouts.handshake.unwrap_or(Duration::MAX);
     let failed = |error: &dyn std::fmt::Display| {
@@ -295,8 +388,7 @@ async fn handshake(worker: Rc<Worker>, endpoint: Endpoint, begun: Begun) {
         connection.close(VarInt::from_u32(0), b"");
         return;
     };
-    let Ok(bound) = endpoint.local_addr() else { return };
-    let mut local = canonical(bound);
+    let mut local = canonical(listener.address);
     if let Some(ip) = connection.local_ip() {
         local.set_ip(ip.to_canonical());
     }
@@ -304,7 +396,7 @@ async fn handshake(worker: Rc<Worker>, endpoint: Endpoint, begun: Begun) {
     let site = sni.as_deref().and_then(|sni| live.routing.host(sni, local.ip()));
     let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
     let tls = Some(TlsPeer { sni, certificate, floor });
-    let peer = Rc::new(Peer::new(address, local, tls, Rc::new(permit)));
+    let peer = Rc::new(Peer::new(address, local, tls, listener, Rc::new(permit)));
     h3::serve(worker, peer, connection, handshake).await;
 }
 

@@ -85,6 +85,14 @@ impl Inbox {
         true
     }
 
+    /// Has the owner look again although nothing has come.
+    pub(super) fn rouse(&self) {
+        let owner = self.lock().owner.take();
+        if let Some(owner) = owner {
+            owner.wake();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
+use arc_swap::ArcSwap;
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::io::Interest;
@@ -17,10 +18,11 @@ use crate::peer::canonical;
 
 /// Receives for one worker, on its own sockets and what the others pass on, and passes on what is theirs.
 #[derive(Debug)]
-pub(super) struct WorkerSocket {
+pub struct WorkerSocket {
     port: Arc<Port>,
     worker: u16,
-    bound: Box<[Bound]>,
+    /// Changes when addresses come and go; connections go on with what is left.
+    bound: ArcSwap<Box<[Arc<Bound>]>>,
     /// Which socket is asked first, in turn.
     turn: AtomicUsize,
     /// Some socket took no more; who wants to send waits until all of them do.
@@ -29,25 +31,43 @@ pub(super) struct WorkerSocket {
 
 #[derive(Debug)]
 struct Bound {
+    id: u64,
     address: SocketAddr,
     io: tokio::net::UdpSocket,
     state: UdpSocketState,
 }
 
 impl WorkerSocket {
-    pub(super) fn new(port: Arc<Port>, worker: u16, sockets: Vec<UdpSocket>) -> io::Result<WorkerSocket> {
-        let bound = sockets.into_iter().map(|socket| {
-            let state = UdpSocketState::new((&socket).into())?;
-            let io = tokio::net::UdpSocket::from_std(socket)?;
-            Ok(Bound { address: io.local_addr()?, io, state })
-        });
-        Ok(WorkerSocket {
-            port,
-            worker,
-            bound: bound.collect::<io::Result<_>>()?,
-            turn: AtomicUsize::new(0),
-            full: AtomicBool::new(false),
-        })
+    pub(super) fn new(port: Arc<Port>, worker: u16) -> WorkerSocket {
+        let bound = ArcSwap::from_pointee(Box::default());
+        WorkerSocket { port, worker, bound, turn: AtomicUsize::new(0), full: AtomicBool::new(false) }
+    }
+
+    /// Receives by one more socket, until that is [removed](WorkerSocket::remove) by its number. In a tokio runtime.
+    ///
+    /// # Errors
+    /// The runtime cannot wait for the socket, or the kernel does not know an option that quinn sets.
+    pub fn add(&self, id: u64, socket: UdpSocket) -> io::Result<()> {
+        let state = UdpSocketState::new((&socket).into())?;
+        let io = tokio::net::UdpSocket::from_std(socket)?;
+        let new = Arc::new(Bound { id, address: io.local_addr()?, io, state });
+        self.change(|bound| bound.chain([new]).collect());
+        Ok(())
+    }
+
+    /// Receives by this one no more.
+    pub fn remove(&self, id: u64) {
+        self.change(|bound| bound.filter(|one| one.id != id).collect());
+    }
+
+    /// Only the worker's own thread comes here.
+    fn change(&self, next: impl FnOnce(&mut dyn Iterator<Item = Arc<Bound>>) -> Box<[Arc<Bound>]>) {
+        let before = self.bound.load_full();
+        self.bound.store(Arc::new(next(&mut before.iter().cloned())));
+        if let Some(inbox) = self.inbox() {
+            // Whoever waits does so for the sockets there were.
+            inbox.rouse();
+        }
     }
 
     fn inbox(&self) -> Option<&super::Inbox> {
@@ -61,8 +81,9 @@ impl WorkerSocket {
         buffers: &mut [IoSliceMut<'_>],
         metas: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let turn = self.turn.load(Ordering::Relaxed) % self.bound.len().max(1);
-        let (later, sooner) = self.bound.split_at(turn);
+        let bound = self.bound.load();
+        let turn = self.turn.load(Ordering::Relaxed) % bound.len().max(1);
+        let (later, sooner) = bound.split_at(turn);
         for (passed, socket) in sooner.iter().chain(later).enumerate() {
             while let Poll::Ready(ready) = socket.io.poll_recv_ready(cx) {
                 ready?;
@@ -111,16 +132,16 @@ impl WorkerSocket {
     }
 
     /// The socket a packet goes out by: the one it says it comes from.
-    fn socket_for(&self, transmit: &Transmit<'_>) -> Option<&Bound> {
-        let fits = |bound: &&Bound| {
+    fn socket_for<'b>(bound: &'b [Arc<Bound>], transmit: &Transmit<'_>) -> Option<&'b Arc<Bound>> {
+        let fits = |bound: &&Arc<Bound>| {
             let from = bound.address.ip().to_canonical();
             transmit.src_ip.is_none_or(|ip| ip.to_canonical() == from)
         };
-        let reaches = |bound: &&Bound| {
+        let reaches = |bound: &&Arc<Bound>| {
             let dual = bound.address.is_ipv6() && bound.address.ip().is_unspecified();
             bound.address.is_ipv4() == transmit.destination.is_ipv4() || dual
         };
-        match &*self.bound {
+        match bound {
             [only] => Some(only),
             many => {
                 let mut reaching = many.iter().filter(reaches);
@@ -136,7 +157,8 @@ impl AsyncUdpSocket for WorkerSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(socket) = self.socket_for(transmit) else { return Ok(()) };
+        let bound = self.bound.load();
+        let Some(socket) = WorkerSocket::socket_for(&bound, transmit) else { return Ok(()) };
         let send = |transmit: &Transmit<'_>| {
             socket.io.try_io(Interest::WRITABLE, || socket.state.send((&socket.io).into(), transmit))
         };
@@ -187,19 +209,23 @@ impl AsyncUdpSocket for WorkerSocket {
 
     /// Any of them: whoever asks wants the port, which is the same.
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.bound.first().map(|bound| bound.address).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+        self.bound
+            .load()
+            .first()
+            .map(|bound| bound.address)
+            .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.bound.iter().map(|bound| bound.state.max_gso_segments()).min().unwrap_or(1)
+        self.bound.load().iter().map(|bound| bound.state.max_gso_segments()).min().unwrap_or(1)
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.bound.iter().map(|bound| bound.state.gro_segments()).max().unwrap_or(1)
+        self.bound.load().iter().map(|bound| bound.state.gro_segments()).max().unwrap_or(1)
     }
 
     fn may_fragment(&self) -> bool {
-        self.bound.iter().any(|bound| bound.state.may_fragment())
+        self.bound.load().iter().any(|bound| bound.state.may_fragment())
     }
 }
 
@@ -217,7 +243,7 @@ impl UdpPoller for Writable {
             }
             let socket = self.socket.clone();
             self.waiting = Some(Box::pin(async move {
-                for bound in &socket.bound {
+                for bound in &**socket.bound.load_full() {
                     bound.io.writable().await?;
                 }
                 socket.full.store(false, Ordering::Relaxed);

@@ -63,6 +63,14 @@ impl Certificate {
         leaf.verify_is_valid_for_subject_name(&name).is_ok()
     }
 
+    /// The SHA-256 of the server's own certificate, in hexadecimal digits.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let der = self.end_entity().map_or(&[][..], |leaf| leaf.as_ref());
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// The server's own certificate, the first of the chain.
     pub(crate) fn end_entity(&self) -> Option<&CertificateDer<'static>> {
         self.key.cert.first()

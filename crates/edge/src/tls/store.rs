@@ -58,6 +58,22 @@ impl CertificateStore {
             .or_else(|| host.split_once('.').and_then(|(_, parent)| self.wildcard.get(parent)))
     }
 
+    /// Each certificate with the names it is shown for; `*` is everybody else.
+    #[must_use]
+    pub fn all(&self) -> Vec<(Vec<String>, &Arc<Certificate>)> {
+        let exact = self.exact.iter().map(|(host, found)| (host.to_string(), found));
+        let wildcard = self.wildcard.iter().map(|(parent, found)| (format!("*.{parent}"), found));
+        let default = self.default.iter().map(|found| ("*".to_owned(), found));
+        let mut all: HashMap<*const Certificate, (Vec<String>, &Arc<Certificate>)> = HashMap::new();
+        for (name, certificate) in exact.chain(wildcard).chain(default) {
+            all.entry(Arc::as_ptr(certificate)).or_insert_with(|| (Vec::new(), certificate)).0.push(name);
+        }
+        let mut all: Vec<_> = all.into_values().collect();
+        all.iter_mut().for_each(|(names, _)| names.sort());
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all
+    }
+
     /// A name a client may ask for, and the certificate it is shown then.
     pub(crate) fn any(&self) -> Option<(String, &Arc<Certificate>)> {
         let exact =

@@ -116,6 +116,10 @@ fn keys() -> Keys {
     Keys::new(&[7; 64])
 }
 
+/// The numbers of a worker's sockets.
+const OWN: u64 = 1;
+const OTHERS: u64 = 2;
+
 fn work(
     port: &Arc<Port>,
     number: u16,
@@ -127,16 +131,17 @@ fn work(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let tasks = tokio::task::LocalSet::new();
     tasks.block_on(&runtime, async {
-        let socket = |alone: bool| {
-            let read = if alone { &sockets[..] } else { &sockets[..1] };
-            let read = read.iter().map(|socket| socket.try_clone().unwrap()).collect();
-            port.socket(number, read).unwrap()
-        };
+        let [own, others] = sockets;
+        let socket = port.socket(number);
+        socket.add(OWN, own.try_clone().unwrap()).unwrap();
         let mut orders = *told.borrow_and_update();
+        if orders.alone {
+            socket.add(OTHERS, others.try_clone().unwrap()).unwrap();
+        }
         let endpoint = Endpoint::new_with_abstract_socket(
             port.endpoint_config(number, &keys()),
             Some(server.clone()),
-            socket(orders.alone),
+            socket.clone(),
             Arc::new(quinn::TokioRuntime),
         )
         .unwrap();
@@ -154,8 +159,10 @@ fn work(
                 changed = told.changed() => {
                     changed.unwrap();
                     let before = std::mem::replace(&mut orders, *told.borrow_and_update());
-                    if orders.alone != before.alone {
-                        endpoint.rebind_abstract(socket(orders.alone)).unwrap();
+                    match (before.alone, orders.alone) {
+                        (false, true) => socket.add(OTHERS, others.try_clone().unwrap()).unwrap(),
+                        (true, false) => socket.remove(OTHERS),
+                        _ => {}
                     }
                     report.send(()).unwrap();
                     if orders.end {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use foregate_edge::Live;
 use foregate_routing::{
-    ActionSpec, HostPattern, PathPattern, PoolId, PoolSpec, Rewrite, RouteSpec, Secret, SiteSpec, Snapshot,
+    ActionSpec, HostPattern, PathPattern, PoolId, PoolSpec, Rewrite, RouteSpec, Secret, SiteSpec,
     SnapshotBuilder, When,
 };
 use foregate_upstream::Transport;
@@ -33,24 +33,21 @@ pub(super) struct Compiled {
     pub(super) live: Live,
     pub(super) self_signed: Vec<SelfSigned>,
     pub(super) sticky: Option<StickySecret>,
-    pub(super) blueprint: Option<Blueprint>,
+    pub(super) blueprint: Blueprint,
 }
 
 /// Compiles a document. `None` exactly when an error has been noted.
-pub(super) fn compile(
-    document: Document,
-    previous: Option<&Snapshot>,
-    problems: &Problems,
-) -> Option<Compiled> {
-    let Document { server, tls, site_defaults, pool_defaults, sites, pools } = document;
+pub(super) fn compile(document: Document, previous: Option<&Live>, problems: &Problems) -> Option<Compiled> {
+    let Document { admin: _, server, tls, site_defaults, pool_defaults, sites, pools } = document;
     let secret = StickySecret::obtain(&server.state_dir);
     let known = secret.as_ref().map_or(Secret([0; 16]), |secret| secret.secret);
     let around = Around { drain: server.settings.timeouts.drain, secret: known };
     let mut assembly = Assembly {
         around,
         sticks: false,
-        blueprint: pools.iter().any(|pool| pool.discover.is_some()).then(Blueprint::default),
-        builder: SnapshotBuilder::new(previous),
+        previous: previous.map(transports).unwrap_or_default(),
+        blueprint: Blueprint::default(),
+        builder: SnapshotBuilder::new(previous.map(|live| &live.routing)),
         transports: Vec::new(),
         named: HashMap::new(),
         unknown: None,
@@ -93,9 +90,7 @@ pub(super) fn compile(
             response_headers: layer.policy.clone().compile(server.request_body).response_headers,
             routes: assembly.routes(site, &layer, server.request_body),
         };
-        if let Some(blueprint) = &mut assembly.blueprint {
-            blueprint.add_site(spec.clone());
-        }
+        assembly.blueprint.add_site(spec.clone());
         assembly.builder.add_site(spec);
         layers.push((site, layer));
     }
@@ -131,13 +126,19 @@ pub(super) fn compile(
     Some(Compiled { live, self_signed, sticky, blueprint: assembly.blueprint })
 }
 
+fn transports(live: &Live) -> HashMap<Arc<str>, Arc<Transport>> {
+    let names = live.routing.pools().iter().map(|pool| pool.name.clone());
+    names.zip(live.transports.iter().cloned()).collect()
+}
+
 /// The snapshot in the making, and the pools that can be named so far.
 struct Assembly<'p> {
     around: Around,
     /// Some pool keeps clients by a cookie.
     sticks: bool,
-    /// Some pool's VMs are looked up.
-    blueprint: Option<Blueprint>,
+    /// By the pool's name, what its VMs were spoken to by so far.
+    previous: HashMap<Arc<str>, Arc<Transport>>,
+    blueprint: Blueprint,
     builder: SnapshotBuilder,
     /// Index is that of the pool; `None` where an error was noted.
     transports: Vec<Option<Arc<Transport>>>,
@@ -160,13 +161,11 @@ type InlinePools = Vec<(Vec<Location>, PoolId)>;
 impl Assembly<'_> {
     fn add(&mut self, pool: &PoolDraft) -> PoolId {
         let layer = pool.layer.clone().over(&self.defaults);
-        let transport = super::transport::compile(pool, &layer, self.problems);
-        self.transports.push(transport.map(Arc::new));
+        let previous = self.previous.get(pool.name.value.as_str());
+        self.transports.push(super::transport::compile(pool, &layer, previous, self.problems));
         let spec = pool.compile(&layer, &self.around, self.problems);
         self.sticks |= spec.sticky.is_some();
-        if let Some(blueprint) = &mut self.blueprint {
-            blueprint.add_pool(spec.clone(), pool.discover.clone());
-        }
+        self.blueprint.add_pool(spec.clone(), pool.discover.clone());
         self.builder.add_pool(spec)
     }
 

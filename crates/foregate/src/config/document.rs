@@ -6,6 +6,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+use super::admin::{self, Admin};
 use super::decode::{Reading, Table, Value};
 use super::diagnostic::{Problem, Problems};
 use super::http3;
@@ -19,6 +20,7 @@ use super::tls::Tls;
 
 #[derive(Debug, Default)]
 pub(super) struct Document {
+    pub(super) admin: Admin,
     pub(super) server: Server,
     pub(super) tls: Tls,
     pub(super) site_defaults: SiteLayer,
@@ -30,11 +32,7 @@ pub(super) struct Document {
 
 /// The files that `include` of the main file names, read.
 pub(super) fn included(main: &Source, problems: &Problems) -> Vec<Source> {
-    // What is wrong with the text itself is said when the whole document is read.
-    let (tree, _) = DeTable::parse_recoverable(&main.text);
-    let reading = Reading { source: main, problems };
-    let root = Table::whole(reading, tree.get_ref());
-    let Some(pattern) = root.read("include", Value::string) else { return Vec::new() };
+    let Some(pattern) = include(main, problems) else { return Vec::new() };
     let paths = match source::matching(&main.folder, &pattern.value) {
         Ok(paths) => paths,
         Err(error) => {
@@ -56,6 +54,15 @@ pub(super) fn included(main: &Source, problems: &Problems) -> Vec<Source> {
         }
     }
     sources
+}
+
+/// Which files the main file includes.
+pub(super) fn include(main: &Source, problems: &Problems) -> Option<Placed<String>> {
+    // What is wrong with the text itself is said when the whole document is read.
+    let (tree, _) = DeTable::parse_recoverable(&main.text);
+    let reading = Reading { source: main, problems };
+    let root = Table::whole(reading, tree.get_ref());
+    root.read("include", Value::string)
 }
 
 /// `include = "*.toml"` beside the main file names the main file too.
@@ -119,7 +126,10 @@ impl Document {
             table.finish();
         }
         self.read_names(&root);
-        root.never_yet(&["admin", "access_log"]);
+        if let Some(table) = root.table("admin") {
+            self.admin = admin::read(table);
+        }
+        root.never_yet(&["access_log"]);
         root.later("metrics", |value| is_only_off(value, "listen"));
         root.later("tracing", |value| is_only_off(value, "otlp"));
         root.finish();

@@ -16,6 +16,7 @@
 //! compiled, so that what `check` accepts is what `run` can start with.
 
 mod actions;
+mod admin;
 mod agent;
 mod certificates;
 mod compile;
@@ -46,11 +47,13 @@ mod value;
 mod when;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use foregate_edge::Live;
-use foregate_routing::Snapshot;
 
+pub(crate) use admin::{Admin, Listen, Token};
 pub(crate) use diagnostic::Report;
+pub(crate) use source::{folder_of, matching};
 
 use crate::blueprint::Blueprint;
 use crate::self_signed::SelfSigned;
@@ -62,8 +65,11 @@ use source::Source;
 /// A configuration that can be served.
 #[derive(Debug)]
 pub(crate) struct Loaded {
+    /// What it was made of: the main file and those it includes.
+    pub(crate) files: Vec<File>,
     /// What is published to the workers.
     pub(crate) live: Live,
+    pub(crate) admin: Admin,
     /// Where the gateway keeps what must survive a restart.
     pub(crate) state_dir: PathBuf,
     /// Rendered like errors, each to be printed as it is.
@@ -73,18 +79,25 @@ pub(crate) struct Loaded {
     pub(crate) self_signed: Vec<SelfSigned>,
     /// What sticky cookies are made with, where a pool has one: to be kept likewise.
     pub(crate) sticky: Option<StickySecret>,
-    /// What the next snapshots are built from, where VMs are looked up.
-    pub(crate) blueprint: Option<Blueprint>,
+    /// What the next snapshots are built from, that differ in who is there.
+    pub(crate) blueprint: Blueprint,
 }
 
-/// Reads the file at `path` and all it includes. `previous` lends its endpoints, so that the health of an
-/// unchanged VM survives a reload.
+/// A file of a configuration as it is written, with its references and without what they stand for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct File {
+    pub(crate) name: String,
+    pub(crate) text: String,
+}
+
+/// Reads the file at `path` and all it includes. `previous` lends what has not changed: endpoints, so that the health of
+/// a VM survives a reload, and transports, so that connections to it do.
 ///
 /// # Errors
 /// Every mistake of the configuration, each with its place, and every file it names that cannot be used.
-pub(crate) fn load(path: &Path, previous: Option<&Snapshot>) -> Result<Loaded, Report> {
+pub(crate) fn load(path: &Path, previous: Option<&Live>) -> Result<Loaded, Report> {
     match Source::read(path, 0) {
-        Ok(main) => load_source(main, previous),
+        Ok(main) => with_included(main, previous),
         Err(message) => {
             let problems = Problems::default();
             problems.push(Problem::unreadable(message));
@@ -102,25 +115,68 @@ pub(crate) fn load_str(
     name: &str,
     text: &str,
     base_dir: &Path,
-    previous: Option<&Snapshot>,
+    previous: Option<&Live>,
 ) -> Result<Loaded, Report> {
     let main = Source { name: name.to_owned(), folder: base_dir.to_owned(), text: text.to_owned(), index: 0 };
-    load_source(main, previous)
+    with_included(main, previous)
 }
 
-fn load_source(main: Source, previous: Option<&Snapshot>) -> Result<Loaded, Report> {
+/// The same for files as they once were; the first is the main one.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_files(files: &[File], previous: Option<&Live>) -> Result<Loaded, Report> {
+    let source = |(index, file): (usize, &File)| Source {
+        name: file.name.clone(),
+        folder: folder_of(Path::new(&file.name)),
+        text: file.text.clone(),
+        index,
+    };
+    load_sources(files.iter().enumerate().map(source).collect(), Problems::default(), previous)
+}
+
+/// The files at `path`, unread but for what they include.
+///
+/// # Errors
+/// The main file cannot be read.
+pub(crate) fn read(path: &Path) -> Result<Vec<File>, String> {
+    let main = Source::read(path, 0)?;
+    let included = document::included(&main, &Problems::default());
+    Ok(std::iter::once(main)
+        .chain(included)
+        .map(|source| File { name: source.name, text: source.text })
+        .collect())
+}
+
+fn with_included(main: Source, previous: Option<&Live>) -> Result<Loaded, Report> {
     let problems = Problems::default();
-    let name = main.name.clone();
     let included = document::included(&main, &problems);
-    let mut sources = vec![main];
-    sources.extend(included);
+    let sources = std::iter::once(main).chain(included).collect();
+    load_sources(sources, problems, previous)
+}
+
+fn load_sources(sources: Vec<Source>, problems: Problems, previous: Option<&Live>) -> Result<Loaded, Report> {
+    let name = sources.first().map_or_else(String::new, |main| main.name.clone());
     let document = Document::read(&sources, &problems);
     let Some(document) = document else { return Err(problems.into_report(&name, &sources)) };
-    let state_dir = document.server.state_dir.clone();
+    let (state_dir, admin) = (document.server.state_dir.clone(), document.admin.clone());
     let Some(compiled) = compile::compile(document, previous, &problems) else {
         return Err(problems.into_report(&name, &sources));
     };
     let warnings = problems.into_warnings(&sources);
     let compile::Compiled { live, self_signed, sticky, blueprint } = compiled;
-    Ok(Loaded { live, state_dir, warnings, self_signed, sticky, blueprint })
+    let files = sources.into_iter().map(|source| File { name: source.name, text: source.text }).collect();
+    Ok(Loaded { files, live, admin, state_dir, warnings, self_signed, sticky, blueprint })
+}
+
+/// A time as the configuration writes it.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    value::duration(text).ok()
+}
+
+/// What a main file includes: a folder, and a pattern for the names of files below it.
+pub(crate) fn include_of(path: &Path) -> Option<(PathBuf, String)> {
+    let main = Source::read(path, 0).ok()?;
+    let pattern = document::include(&main, &Problems::default())?;
+    Some((main.folder, pattern.value))
 }

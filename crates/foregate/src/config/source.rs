@@ -29,11 +29,7 @@ impl Source {
         let text = String::from_utf8(bytes).map_err(|error| {
             format!("{name} is not UTF-8 text (byte {})", error.utf8_error().valid_up_to())
         })?;
-        let folder = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        Ok(Source { name, folder, text, index })
+        Ok(Source { name, folder: folder_of(path), text, index })
     }
 
     /// A path written in this file.
@@ -43,6 +39,14 @@ impl Source {
 
     pub(super) fn place(&self, span: std::ops::Range<usize>) -> Place {
         Place { file: self.index, start: span.start, end: span.end }
+    }
+}
+
+/// What paths in a file are relative to.
+pub(crate) fn folder_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
     }
 }
 
@@ -68,7 +72,7 @@ impl<T> Placed<T> {
 }
 
 /// The files a pattern such as `conf.d/*.toml` names: in the order of their names, without dot files.
-pub(super) fn matching(folder: &Path, pattern: &str) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn matching(folder: &Path, pattern: &str) -> io::Result<Vec<PathBuf>> {
     let mut found = vec![if pattern.starts_with('/') { PathBuf::from("/") } else { folder.to_owned() }];
     for part in pattern.split('/').filter(|part| !part.is_empty() && *part != ".") {
         if !is_pattern(part) {

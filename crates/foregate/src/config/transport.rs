@@ -1,6 +1,7 @@
 //! How the VMs of a pool are spoken to: the protocol by key or by the scheme of the addresses, and TLS.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use foregate_discovery::Query;
@@ -96,7 +97,12 @@ impl Layer for TimeoutsLayer {
 }
 
 /// Decides the protocol of a pool and opens the files its TLS needs. `layer` is merged over the defaults.
-pub(super) fn compile(pool: &PoolDraft, layer: &PoolLayer, problems: &Problems) -> Option<Transport> {
+pub(super) fn compile(
+    pool: &PoolDraft,
+    layer: &PoolLayer,
+    previous: Option<&Arc<Transport>>,
+    problems: &Problems,
+) -> Option<Arc<Transport>> {
     let scheme = common_scheme(pool, problems)?;
     let (protocol, encrypted) = protocol(pool, layer, scheme, problems)?;
     let socket = pool.backends.iter().find(|backend| matches!(backend.address(), Address::Unix(_)));
@@ -123,7 +129,7 @@ pub(super) fn compile(pool: &PoolDraft, layer: &PoolLayer, problems: &Problems) 
             timeouts.keep_alive.clone().value_or(Some(KEEP_ALIVE)),
         ),
     };
-    match Transport::new(TransportSpec { protocol, tls, connect_timeout, keep_alive }) {
+    match Transport::following(previous, TransportSpec { protocol, tls, connect_timeout, keep_alive }) {
         Ok(transport) => Some(transport),
         Err(error) => {
             let place = layer.tls.as_ref().value().and_then(|tls| tls.place_of(error.path()));

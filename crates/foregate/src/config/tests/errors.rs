@@ -215,7 +215,6 @@ discover = { file = "files.json" }
     assert_eq!(
         told,
         [
-            "1:2 `admin` is not supported yet",
             "3:2 `metrics` is not supported yet",
             "9:6 `tls.acme` is not supported yet",
             "11:2 `filters` is not supported yet",

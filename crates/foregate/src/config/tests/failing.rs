@@ -111,12 +111,12 @@ backends = [{ address = "10.0.0.9:80", tier = 1 }]
 discover = { dns = "_http._tcp.build.internal", interval = "5m" }
 "#;
     let loaded = served(body);
-    let looked_up: Vec<_> = loaded.blueprint.as_ref().unwrap().looked_up().collect();
+    let looked_up: Vec<_> = loaded.blueprint.looked_up().collect();
     let (seconds, query) = (Duration::from_secs, |at: usize| looked_up[at].1.query.to_string());
     assert_eq!((query(0), looked_up[0].1.interval), ("build.internal:8080".to_owned(), seconds(30)));
     assert_eq!((query(1), looked_up[1].1.interval), ("_http._tcp.build.internal".to_owned(), seconds(300)));
     assert_eq!(pool_of(route(&loaded, "a.example.com", "/")).members().len(), 1);
-    assert!(served(SITE).blueprint.is_none(), "nobody is looked up");
+    assert_eq!(served(SITE).blueprint.looked_up().count(), 0, "nobody is looked up");
 }
 
 #[test]
@@ -129,7 +129,7 @@ discover = { dns = "build.internal:8080" }
 backends = [{ address = "10.0.0.9:80", name = "spare", tier = 1 }]
 "#;
     let mut loaded = served(body);
-    let mut blueprint = loaded.blueprint.take().unwrap();
+    let mut blueprint = std::mem::take(&mut loaded.blueprint);
     let target = |address: &str, weight, tier| Target { address: address.parse().unwrap(), weight, tier };
     let found = |members| Found { pool: "a".into(), members };
     let shown = |live: &Live| {
@@ -137,13 +137,18 @@ backends = [{ address = "10.0.0.9:80", name = "spare", tier = 1 }]
         members.iter().map(|one| format!("{} {} {}", one.name, one.weight, one.tier)).collect::<Vec<_>>()
     };
     blueprint.take_in(&found(vec![target("10.0.0.1:8080", 3, 0), target("10.0.0.9:80", 1, 0)]));
-    let first = blueprint.next(&loaded.live);
+    let mut overrides = crate::control::Overrides::default();
+    let first = blueprint.next(&loaded.live, &overrides);
     assert_eq!(shown(&first), ["spare 1 1", "10.0.0.1:8080 3 0"]);
     let id = first.routing.pools()[0].members()[1].endpoint.id;
     blueprint.take_in(&found(vec![target("10.0.0.1:8080", 1, 0), target("10.0.0.2:8080", 1, 0)]));
-    let second = blueprint.next(&first);
+    let second = blueprint.next(&first, &overrides);
     assert_eq!(shown(&second), ["spare 1 1", "10.0.0.1:8080 1 0", "10.0.0.2:8080 1 0"]);
     assert_eq!(second.routing.pools()[0].members()[1].endpoint.id, id, "it is the same VM");
+    overrides.set_weight("a", "10.0.0.2:8080", Some(7), "an operator");
+    overrides.set_weight("a", "spare", Some(0), "an operator");
+    let third = blueprint.next(&second, &overrides);
+    assert_eq!(shown(&third), ["spare 0 1", "10.0.0.1:8080 1 0", "10.0.0.2:8080 7 0"]);
     let headers = HeaderMap::new();
     let view = RequestView {
         method: &Method::GET,

@@ -269,8 +269,7 @@ fn a_sites_own_action_serves_routes_that_name_none() {
 fn endpoints_survive_a_reload() {
     let first = served(SITE);
     let text = format!("{HEAD}{SITE}");
-    let again =
-        load_str("foregate.toml", &text, Path::new("/nonexistent"), Some(&first.live.routing)).unwrap();
+    let again = load_str("foregate.toml", &text, Path::new("/nonexistent"), Some(&first.live)).unwrap();
     let id = |loaded: &Loaded| pool_of(route(loaded, "a.example.com", "/")).members()[0].endpoint.id;
     assert_eq!(id(&first), id(&again));
 }

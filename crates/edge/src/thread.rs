@@ -1,0 +1,231 @@
+//! The life of a worker's thread: it listens, does as it is told, and lets what runs come to its end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use foregate_exchange::clock;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::time::Instant;
+
+use crate::accept;
+use crate::drain::Phase;
+use crate::gateway::Shared;
+use crate::listen::{Opened, Way};
+use crate::listener::Listener;
+use crate::peer::canonical;
+use crate::pressure;
+use crate::quic::{Entrance, Keys};
+use crate::worker::Worker;
+
+/// How long nothing must have run before idle connections are closed in a drain: a request that is just
+/// on its way on one of them is still answered.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Listen on these as well. Says when that is done, or what could not be.
+    Listen(Vec<Opened>, Report),
+    /// Listen on these no more, and let what came by them end within this time.
+    Leave(Vec<u64>, Duration, Report),
+    /// There is a new snapshot.
+    Look,
+    /// Leave all of them, and end.
+    Drain(Duration),
+}
+
+/// Hears of an order that it was done.
+pub(crate) type Report = UnboundedSender<Result<(), String>>;
+
+/// Lives until it is told to drain, or nobody tells it anything any more.
+pub(crate) fn live(shared: Shared, number: u16, mut orders: UnboundedReceiver<Order>, report: &Report) {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            _ = report.send(Err(error.to_string()));
+            return;
+        }
+    };
+    runtime.block_on(async {
+        let keys = shared.keys.clone();
+        let worker = match Worker::new(shared) {
+            Ok(worker) => worker,
+            Err(error) => {
+                _ = report.send(Err(error.to_string()));
+                return;
+            }
+        };
+        _ = report.send(Ok(()));
+        tokio::task::spawn_local(worker.waits.clone().attend());
+        tokio::task::spawn_local(watch_pressure(worker.clone(), number.into()));
+        let sweeper = worker.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                sweeper.client.sweep();
+                sweeper.partings.look(clock::now_nanos());
+            }
+        });
+        let limit = loop {
+            match orders.recv().await {
+                Some(Order::Listen(opened, report)) => {
+                    let done = opened.into_iter().try_for_each(|one| {
+                        open(&worker, number, &keys, one).map_err(|error| error.to_string())
+                    });
+                    _ = report.send(done);
+                }
+                Some(Order::Leave(ids, limit, report)) => {
+                    for listener in leave(&worker, |listener| ids.contains(&listener.id)) {
+                        tokio::task::spawn_local(part(worker.clone(), listener, limit));
+                    }
+                    // The accept loops take what the kernel has accepted for them, and close their sockets.
+                    tokio::task::yield_now().await;
+                    _ = report.send(Ok(()));
+                }
+                Some(Order::Look) => _ = worker.current(),
+                Some(Order::Drain(limit)) => break limit,
+                None => break Duration::ZERO,
+            }
+        };
+        leave(&worker, |_| true);
+        let all = worker.listeners.borrow().clone();
+        finish(&all, limit).await;
+    });
+}
+
+/// Tells how much the worker has to do. One of them looks at the memory too.
+async fn watch_pressure(worker: Rc<Worker>, number: usize) {
+    loop {
+        worker.pressure.report(number, worker.running(), worker.connections.open());
+        if number == 0 {
+            worker.pressure.look_at_memory();
+        }
+        tokio::time::sleep(pressure::LOOK).await;
+    }
+}
+
+/// Listens on one more address.
+fn open(
+    worker: &Rc<Worker>,
+    number: u16,
+    keys: &Keys,
+    opened: Opened,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let listener = Listener::new(opened.id, opened.address);
+    match opened.way {
+        Way::Http(socket) => {
+            let socket = TcpListener::from_std(socket)?;
+            tokio::task::spawn_local(accept_tcp(worker.clone(), listener.clone(), socket, false));
+        }
+        Way::Https(socket) => {
+            let socket = TcpListener::from_std(socket)?;
+            tokio::task::spawn_local(accept_tcp(worker.clone(), listener.clone(), socket, true));
+        }
+        Way::Http3(port, socket) => {
+            let mut entrances = worker.entrances.borrow_mut();
+            match entrances.iter().find(|entrance| entrance.is_of(&port)) {
+                Some(entrance) => entrance.add(listener.clone(), socket)?,
+                None => {
+                    entrances.push(Entrance::open(worker, number, keys, port, (listener.clone(), socket))?)
+                }
+            }
+        }
+    }
+    worker.listeners.borrow_mut().push(listener);
+    Ok(())
+}
+
+/// Accepts until the listener drains. Awaits nothing but `accept`.
+async fn accept_tcp(worker: Rc<Worker>, listener: Rc<Listener>, socket: TcpListener, secure: bool) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = listener.drain.reached(Phase::Draining) => break,
+        };
+        match accepted {
+            Ok(accepted) => admit(&worker, &listener, accepted, secure),
+            Err(error) => refused(&error).await,
+        }
+    }
+    // What the kernel has accepted for us already would be reset when the socket closes.
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    while let std::task::Poll::Ready(Ok(accepted)) = socket.poll_accept(&mut cx) {
+        admit(&worker, &listener, accepted, secure);
+    }
+}
+
+fn admit(
+    worker: &Rc<Worker>,
+    listener: &Rc<Listener>,
+    (stream, address): (TcpStream, SocketAddr),
+    secure: bool,
+) {
+    let address = canonical(address);
+    match worker.connections.admit(address.ip(), true) {
+        Ok(permit) => {
+            let (worker, listener) = (worker.clone(), listener.clone());
+            tokio::task::spawn_local(accept::serve(worker, listener, stream, address, permit, secure));
+        }
+        Err(full) => full.log(worker, address),
+    }
+}
+
+/// `accept` fails for reasons of one connection, or because files or memory are short; then it would fail
+/// again at once.
+async fn refused(error: &io::Error) {
+    let of_one =
+        [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
+    if !of_one.contains(&error.kind()) {
+        tracing::error!(%error, "a connection cannot be accepted; raise the open-file limit if this goes on");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Accepts nothing any more that comes by these, and returns them.
+fn leave(worker: &Worker, which: impl Fn(&Listener) -> bool) -> Vec<Rc<Listener>> {
+    let listeners = worker.listeners.borrow();
+    let leaving: Vec<_> =
+        listeners.iter().filter(|listener| which(listener) && listener.serves()).cloned().collect();
+    leaving.iter().for_each(|listener| listener.drain.enter(Phase::Draining));
+    worker.entrances.borrow().iter().for_each(|entrance| entrance.turn_away());
+    leaving
+}
+
+/// Lets what came by one listener end, and forgets it.
+async fn part(worker: Rc<Worker>, listener: Rc<Listener>, limit: Duration) {
+    finish(std::slice::from_ref(&listener), limit).await;
+    worker.entrances.borrow_mut().retain(|entrance| !entrance.remove(listener.id));
+    worker.listeners.borrow_mut().retain(|one| one.id != listener.id);
+}
+
+/// Lets what runs end, then closes what is idle. The listeners drain already.
+async fn finish(listeners: &[Rc<Listener>], limit: Duration) {
+    let running = || listeners.iter().map(|listener| listener.running()).sum::<usize>();
+    let open = || listeners.iter().map(|listener| listener.open()).sum::<usize>();
+    let until = Instant::now() + limit;
+    let mut quiet_since = Instant::now();
+    loop {
+        // First of all the accept loops must take what the kernel has accepted for them.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if running() > 0 {
+            quiet_since = Instant::now();
+        }
+        if open() == 0 || quiet_since.elapsed() >= QUIET || Instant::now() >= until {
+            break;
+        }
+    }
+    if running() > 0 {
+        tracing::warn!(requests = running(), "drain is over: requests that still ran are cut");
+    }
+    listeners.iter().for_each(|listener| listener.drain.enter(Phase::Closing));
+    // A moment for goodbyes: TLS close_notify, QUIC CONNECTION_CLOSE.
+    let goodbyes = Instant::now() + Duration::from_millis(250);
+    while Instant::now() < goodbyes && open() > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,461 @@
+//! The control thread: one inbox, one order of events, one publisher.
+//!
+//! Whatever changes what is served comes through here, one after the other: reloads and rollbacks (`reload`), what
+//! operators say of backends (`overrides`), VMs that were looked up. What takes long, which is reading a configuration, is
+//! done beside; meanwhile nothing else changes, but VMs that hang are still looked at.
+
+mod diff;
+mod history;
+mod overrides;
+mod reload;
+mod report;
+mod watch;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use foregate_discovery::{Discovery, Found};
+use foregate_edge::{Concern, Gateway, Live};
+use foregate_exchange::clock;
+use foregate_health::{COMPARE, Monitor};
+use foregate_routing::{Duty, Endpoint, Publisher};
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
+use tokio::time::{Interval, interval, sleep_until, timeout};
+
+use crate::admin::Server;
+use crate::blueprint::Blueprint;
+use crate::cli::Exit;
+use crate::config::{File, Loaded};
+use crate::run::{Signals, Told, failed};
+use crate::systemd;
+
+use self::history::History;
+pub(crate) use self::overrides::Overrides;
+use self::reload::{Job, Probation};
+pub(crate) use self::watch::Watch;
+
+/// So long the start waits for what is looked up.
+const FIRST_LOOKUPS: Duration = Duration::from_secs(3);
+
+/// Where the configuration came from.
+#[derive(Clone, Debug)]
+pub(crate) enum Origin {
+    File(PathBuf),
+    /// From the command line; there is nothing to reload.
+    Made,
+}
+
+/// What somebody asks of the gateway.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Status,
+    Sites,
+    Pools,
+    Pool(String),
+    Certificates,
+    Workers,
+    Connections,
+    Config,
+    History,
+    Entry(u64),
+    /// Of two entries; without them what is served, and the file.
+    Diff(Option<u64>, Option<u64>),
+    Validate(String),
+    Reload {
+        force: bool,
+        confirm: Option<Duration>,
+    },
+    Put {
+        text: String,
+        save: bool,
+        force: bool,
+        confirm: Option<Duration>,
+    },
+    Rollback(Option<u64>),
+    Confirm,
+    Duty {
+        pool: String,
+        backend: String,
+        duty: Option<Duty>,
+    },
+    Weight {
+        pool: String,
+        backend: String,
+        weight: Option<u32>,
+    },
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) request: Request,
+    /// Who asks, for the log and the history.
+    pub(crate) by: String,
+    /// `None`: nobody waits for it, the log is enough.
+    pub(crate) reply: Option<oneshot::Sender<Reply>>,
+}
+
+/// What becomes of it.
+pub(crate) type Reply = Result<Value, Refused>;
+
+/// Why not, and what to do instead.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+}
+
+impl Refused {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Refused {
+        Refused { status, message: message.into() }
+    }
+}
+
+/// Everything the control thread knows.
+pub(crate) struct Control {
+    live: Publisher<Live>,
+    /// None once it drains.
+    gateway: Option<Gateway>,
+    monitor: Monitor,
+    blueprint: Blueprint,
+    discovery: Option<Discovery>,
+    /// Where discovery tells.
+    finds: UnboundedSender<Found>,
+    overrides: Overrides,
+    origin: Origin,
+    running: Running,
+    history: History,
+    probation: Option<Probation>,
+    admin: Server,
+    /// The inbox, for those of us who ask too.
+    asks: UnboundedSender<Ask>,
+    /// Snapshots that workers may still hold: it takes time to give back a large one, and here nobody waits for that.
+    old: Vec<Arc<Live>>,
+    started: (SystemTime, Instant),
+}
+
+/// What is served.
+#[derive(Debug)]
+struct Running {
+    files: Vec<File>,
+    /// In the history.
+    number: u64,
+    state_dir: PathBuf,
+    /// What the file says that this process cannot take up any more.
+    waiting: Vec<String>,
+}
+
+/// What the loop waits for beside its own.
+pub(crate) struct Inbox {
+    pub(crate) asks: UnboundedReceiver<Ask>,
+    pub(crate) concerned: UnboundedReceiver<Concern>,
+    pub(crate) found: UnboundedReceiver<Found>,
+}
+
+impl Control {
+    /// Begins to look after what is loaded: looks up whom the configuration does not name, probes, and listens to operators.
+    /// Serves nothing yet.
+    ///
+    /// # Errors
+    /// A sentence on what cannot be.
+    pub(crate) async fn start(
+        loaded: Loaded,
+        origin: Origin,
+    ) -> Result<(Control, Publisher<Live>, UnboundedSender<Concern>, Inbox), String> {
+        let (asks, asked) = mpsc::unbounded_channel();
+        let (finds, found) = mpsc::unbounded_channel();
+        let (concerns, concerned) = mpsc::unbounded_channel();
+        let admin = Server::start(&loaded.admin, asks.clone())?;
+        let live = Publisher::new(loaded.live);
+        let history = History::open(&loaded.state_dir);
+        if history.is_refused(&loaded.files) {
+            tracing::warn!(
+                "this configuration was rolled back before: it is served now, since at a start the file is the truth"
+            );
+        }
+        let running =
+            Running { files: loaded.files, number: 0, state_dir: loaded.state_dir, waiting: Vec::new() };
+        let mut control = Control {
+            live: live.clone(),
+            gateway: None,
+            monitor: Monitor::new(),
+            blueprint: loaded.blueprint,
+            discovery: None,
+            finds,
+            overrides: Overrides::default(),
+            origin,
+            running,
+            history,
+            probation: None,
+            admin,
+            asks,
+            old: Vec::new(),
+            started: (SystemTime::now(), Instant::now()),
+        };
+        let mut inbox = Inbox { asks: asked, concerned, found };
+        control.look_up()?;
+        // Whoever asks first is to find VMs; but a DNS server that is silent keeps nobody else from being served.
+        let mut missing: HashSet<Arc<str>> = control.blueprint.looked_up().map(|(pool, _)| pool).collect();
+        let first = async {
+            while !missing.is_empty() {
+                let Some(found) = inbox.found.recv().await else { break };
+                missing.remove(&found.pool);
+                control.take_in(&found);
+            }
+        };
+        _ = timeout(FIRST_LOOKUPS, first).await;
+        control.follow();
+        Ok((control, live, concerns, inbox))
+    }
+
+    /// The gateway serves.
+    pub(crate) fn serves(&mut self, gateway: Gateway) {
+        self.gateway = Some(gateway);
+        self.running.number = match self.origin {
+            Origin::File(_) => self.history.add(&self.running.files, "start", "start"),
+            Origin::Made => 0,
+        };
+    }
+
+    /// Watches the files it was made of, and reloads when they change.
+    pub(crate) fn watch(&self, watched: Watch) {
+        tokio::task::spawn_local(watch::watch(watched, self.asks.clone()));
+    }
+
+    /// Looks after everything until a signal asks for the end, and then until that has come.
+    pub(crate) async fn attend(mut self, mut signals: Signals, mut inbox: Inbox) -> Exit {
+        let mut compare = interval(COMPARE);
+        let mut tidy = interval(Duration::from_secs(1));
+        let mut watchdog = systemd::watchdog().map(interval);
+        let mut job: Option<Job> = None;
+        let mut drained: Option<oneshot::Receiver<()>> = None;
+        loop {
+            let due = self.probation.as_ref().map(|probation| probation.until.into());
+            tokio::select! {
+                concern = inbox.concerned.recv() => match concern {
+                    Some(Concern::Doubt(endpoint)) => self.monitor.doubt(endpoint),
+                    Some(Concern::Wake(pool)) => self.monitor.wake(&pool),
+                    // The workers have gone; the end is near.
+                    None => tokio::time::sleep(Duration::from_secs(1)).await,
+                },
+                Some(ask) = inbox.asks.recv(), if job.is_none() => job = self.begin(ask),
+                loaded = reload::loaded(&mut job), if job.is_some() => {
+                    if let Some(job) = job.take() {
+                        self.finish(job, loaded).await;
+                    }
+                }
+                Some(found) = inbox.found.recv(), if job.is_none() => {
+                    self.take_in(&found);
+                    self.follow();
+                }
+                () = sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() && job.is_none() => {
+                    job = self.go_back();
+                }
+                _ = compare.tick() => self.monitor.compare(),
+                _ = tidy.tick() => self.tidy(),
+                () = tick(&mut watchdog) => systemd::alive(),
+                told = signals.next() => match (told, &drained) {
+                    (Told::Reload, _) => self.ask("SIGHUP", Request::Reload { force: false, confirm: None }),
+                    (Told::End(name), None) => match self.drain(name) {
+                        Ok(done) => drained = Some(done),
+                        Err(error) => return failed(format_args!("the drain cannot start: {error}")),
+                    },
+                    (Told::End(name), Some(_)) => {
+                        tracing::warn!("{name} again: ending at once");
+                        return Exit::Failed;
+                    }
+                },
+                done = over(&mut drained) => return match done {
+                    Ok(()) => {
+                        tracing::info!("drained");
+                        Exit::Done
+                    }
+                    Err(_) => failed("the drain did not come to its end"),
+                },
+            }
+        }
+    }
+
+    fn ask(&self, by: &str, request: Request) {
+        _ = self.asks.send(Ask { request, by: by.to_owned(), reply: None });
+    }
+
+    /// The drain blocks, and this thread has more to do: VMs are probed as long as requests run, and a second signal must be
+    /// heard.
+    fn drain(&mut self, name: &str) -> std::io::Result<oneshot::Receiver<()>> {
+        let (done, drained) = oneshot::channel();
+        systemd::stopping();
+        tracing::info!("{name}: draining, at most {:?}", self.live.load().settings.timeouts.drain);
+        let gateway = self.gateway.take();
+        thread::Builder::new().name("drain".to_owned()).spawn(move || {
+            gateway.into_iter().for_each(Gateway::drain);
+            _ = done.send(());
+        })?;
+        Ok(drained)
+    }
+
+    /// Does what is asked, or begins with what takes longer.
+    fn begin(&mut self, ask: Ask) -> Option<Job> {
+        let Ask { request, by, reply } = ask;
+        let answer = match request {
+            Request::Status => Ok(self.status()),
+            Request::Sites => Ok(self.sites()),
+            Request::Pools => Ok(self.pools()),
+            Request::Pool(name) => self.pool(&name),
+            Request::Certificates => Ok(self.certificates()),
+            Request::Workers => Ok(self.workers()),
+            Request::Connections => Ok(self.connections()),
+            Request::Config => Ok(self.config()),
+            Request::History => Ok(self.history.to_json(self.running.number)),
+            Request::Entry(number) => self.entry(number),
+            Request::Diff(before, after) => self.diff(before, after),
+            Request::Duty { pool, backend, duty } => self.set_duty(&pool, &backend, duty, &by),
+            Request::Weight { pool, backend, weight } => self.set_weight(&pool, &backend, weight, &by),
+            Request::Confirm => self.confirm(&by),
+            Request::Validate(text) => return self.validate(text, reply),
+            Request::Reload { force, confirm } => return self.reload(force, confirm, by, reply),
+            Request::Put { text, save, force, confirm } => {
+                return self.put(text, save, force, confirm, by, reply);
+            }
+            Request::Rollback(to) => return self.roll_back(to, by, reply),
+        };
+        answered(reply, answer);
+        None
+    }
+
+    /// Looks up those pools that say so.
+    fn look_up(&mut self) -> Result<(), String> {
+        if self.discovery.is_none() && self.blueprint.looked_up().next().is_some() {
+            let discovery = Discovery::new(self.finds.clone()).map_err(|error| error.to_string())?;
+            self.discovery = Some(discovery);
+        }
+        if let Some(discovery) = &mut self.discovery {
+            discovery.follow(self.blueprint.looked_up());
+        }
+        Ok(())
+    }
+
+    /// Probes those there are now, and has them do what operators have said.
+    fn follow(&mut self) {
+        let live = self.live.load();
+        self.monitor.follow(live.routing.pools().iter().cloned().zip(live.transports.iter().cloned()));
+        for (pool, backend, said) in self.overrides.iter() {
+            if let (Some(duty), Some(endpoint)) = (said.duty, endpoint(&live, pool, backend)) {
+                self.monitor.instruct(&endpoint, Some(duty), "an operator said so");
+            }
+        }
+    }
+
+    fn take_in(&mut self, found: &Found) {
+        self.blueprint.take_in(found);
+        self.rebuild();
+    }
+
+    /// Publishes who is there now, and what they are given.
+    fn rebuild(&mut self) {
+        let next = self.blueprint.next(&self.live.load(), &self.overrides);
+        self.publish(next);
+    }
+
+    /// What is served from now on. Those it does not name any more get nothing, and what they have begun ends in time.
+    fn publish(&mut self, next: Live) {
+        let before = self.live.load();
+        let next = self.live.publish(next);
+        let stay: HashSet<u64> = endpoints(&next).map(|endpoint| endpoint.id).collect();
+        for gone in endpoints(&before).filter(|endpoint| !stay.contains(&endpoint.id)) {
+            gone.vitals.set_duty(Duty::Drain, clock::now_nanos());
+        }
+        self.old.push(before);
+        if let Some(gateway) = &self.gateway {
+            gateway.look();
+        }
+    }
+
+    fn tidy(&mut self) {
+        self.old.retain(|live| Arc::strong_count(live) > 1);
+        if let Some(gateway) = &mut self.gateway {
+            gateway.tidy();
+        }
+    }
+
+    fn set_duty(&mut self, pool: &str, backend: &str, duty: Option<Duty>, by: &str) -> Reply {
+        let live = self.live.load();
+        let endpoint = endpoint(&live, pool, backend).ok_or_else(|| self.no_backend(pool, backend))?;
+        self.overrides.set_duty(pool, backend, duty, by);
+        self.monitor.instruct(&endpoint, duty, &format!("{by} said so"));
+        self.pool(pool)
+    }
+
+    fn set_weight(&mut self, pool: &str, backend: &str, weight: Option<u32>, by: &str) -> Reply {
+        let members = self.blueprint.members(pool).unwrap_or_default();
+        if !members.iter().any(|member| &*member.name == backend) {
+            return Err(self.no_backend(pool, backend));
+        }
+        self.overrides.set_weight(pool, backend, weight, by);
+        tracing::info!(pool, backend, weight, by, "an operator sets the weight");
+        self.rebuild();
+        self.follow();
+        self.pool(pool)
+    }
+
+    fn no_backend(&self, pool: &str, backend: &str) -> Refused {
+        let live = self.live.load();
+        let pools = || live.routing.pools().iter().map(|pool| &*pool.name).collect::<Vec<_>>().join(", ");
+        let message = match live.routing.pools().iter().find(|known| &*known.name == pool) {
+            None => format!("there is no pool {pool}; the pools are {}", pools()),
+            Some(known) => {
+                let names = known.members().iter().map(|member| &*member.name).collect::<Vec<_>>().join(", ");
+                format!("the pool {pool} has no backend {backend}; its backends are {names}")
+            }
+        };
+        Refused::new(StatusCode::NOT_FOUND, message)
+    }
+}
+
+/// Never, where nobody wants to hear it.
+async fn tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => _ = interval.tick().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the end of a drain, if there is one.
+async fn over(drained: &mut Option<oneshot::Receiver<()>>) -> Result<(), oneshot::error::RecvError> {
+    match drained {
+        Some(drained) => drained.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn answered(reply: Option<oneshot::Sender<Reply>>, answer: Reply) {
+    match reply {
+        // Who does not wait any more does not want to know.
+        Some(reply) => _ = reply.send(answer),
+        None => {
+            if let Err(refused) = answer {
+                tracing::error!("{}", refused.message);
+            }
+        }
+    }
+}
+
+fn endpoints(live: &Live) -> impl Iterator<Item = &Arc<Endpoint>> {
+    live.routing.pools().iter().flat_map(|pool| pool.members()).map(|member| &member.endpoint)
+}
+
+fn endpoint(live: &Live, pool: &str, backend: &str) -> Option<Arc<Endpoint>> {
+    let pool = live.routing.pools().iter().find(|known| &*known.name == pool)?;
+    pool.members().iter().find(|member| &*member.name == backend).map(|member| member.endpoint.clone())
+}
+
+/// An answer that only says that it is done.
+fn done(what: impl Into<String>) -> Value {
+    json!({ "done": what.into() })
+}

@@ -1,0 +1,349 @@
+//! One configuration after the other: read and checked in full, made ready, and only then served.
+//!
+//! Until [`Control::commit`] nothing has happened that anybody could notice; from there on nothing can fail.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use foregate_edge::{Change, Gateway, Live};
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::oneshot::Sender;
+use tokio::task::JoinHandle;
+
+use super::diff::diff;
+use super::{Control, Origin, Refused, Reply, answered, done, history};
+use crate::config::{self, File, Loaded, Report};
+use crate::{run, state, systemd};
+
+/// A configuration that is being read.
+pub(super) struct Job {
+    loading: JoinHandle<Result<Loaded, Report>>,
+    begun: Instant,
+    what: What,
+    by: String,
+    reply: Option<Sender<Reply>>,
+}
+
+/// What becomes of it.
+enum What {
+    Check,
+    Serve(Serve),
+}
+
+/// How it is to be served.
+struct Serve {
+    /// For the history.
+    how: String,
+    /// Also if it was rolled back before.
+    force: bool,
+    /// Goes back by itself unless somebody confirms within this time.
+    confirm: Option<Duration>,
+    /// Write it to this file.
+    save: Option<PathBuf>,
+    /// What is served now is not to come again by accident.
+    goes_back: bool,
+}
+
+/// A configuration that somebody has to confirm.
+#[derive(Debug)]
+pub(super) struct Probation {
+    pub(super) until: Instant,
+    /// What was served before, and its number.
+    before: (Vec<File>, u64),
+}
+
+/// Waits until it is read.
+pub(super) async fn loaded(job: &mut Option<Job>) -> Result<Loaded, Refused> {
+    let Some(job) = job else { return std::future::pending().await };
+    match (&mut job.loading).await {
+        Ok(Ok(loaded)) => Ok(loaded),
+        Ok(Err(report)) => Err(Refused::new(StatusCode::UNPROCESSABLE_ENTITY, report.to_string())),
+        Err(error) => {
+            let message = format!("the configuration could not be read: {error}");
+            Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, message))
+        }
+    }
+}
+
+impl Control {
+    pub(super) fn validate(&self, text: String, reply: Option<Sender<Reply>>) -> Option<Job> {
+        match self.main_file() {
+            Ok(main) => {
+                Some(self.job(What::Check, String::new(), reply, move |live| load_text(&main, &text, live)))
+            }
+            Err(refused) => self.refuse(reply, refused),
+        }
+    }
+
+    pub(super) fn reload(
+        &mut self,
+        force: bool,
+        confirm: Option<Duration>,
+        by: String,
+        reply: Option<Sender<Reply>>,
+    ) -> Option<Job> {
+        let main = match self.may_change().and_then(|()| self.main_file()) {
+            Ok(main) => main,
+            Err(refused) => return self.refuse(reply, refused),
+        };
+        let what = Serve { how: "reload".to_owned(), force, confirm, save: None, goes_back: false };
+        Some(self.job(What::Serve(what), by, reply, move |live| config::load(&main, Some(live))))
+    }
+
+    pub(super) fn put(
+        &mut self,
+        text: String,
+        save: bool,
+        force: bool,
+        confirm: Option<Duration>,
+        by: String,
+        reply: Option<Sender<Reply>>,
+    ) -> Option<Job> {
+        let main = match self.may_change().and_then(|()| self.main_file()) {
+            Ok(main) => main,
+            Err(refused) => return self.refuse(reply, refused),
+        };
+        let how = if save { "put, saved" } else { "put" };
+        let what =
+            Serve { how: how.to_owned(), force, confirm, save: save.then(|| main.clone()), goes_back: false };
+        Some(self.job(What::Serve(what), by, reply, move |live| load_text(&main, &text, live)))
+    }
+
+    pub(super) fn roll_back(
+        &mut self,
+        to: Option<u64>,
+        by: String,
+        reply: Option<Sender<Reply>>,
+    ) -> Option<Job> {
+        if let Err(refused) = self.main_file() {
+            return self.refuse(reply, refused);
+        }
+        let entry = match to {
+            Some(number) => self.history.get(number),
+            None => self.history.before(self.running.number),
+        };
+        let Some(entry) = entry else {
+            let message = match (to, self.history.numbers()) {
+                (Some(number), (Some(first), Some(last))) => {
+                    format!(
+                        "there is no configuration {number} in the history: it goes from {first} to {last}"
+                    )
+                }
+                _ => "there is nothing in the history to go back to".to_owned(),
+            };
+            return self.refuse(reply, Refused::new(StatusCode::NOT_FOUND, message));
+        };
+        // Whoever goes back does not wait for a confirmation of what they go back from.
+        self.probation = None;
+        let (files, number) = (entry.files(), entry.number);
+        Some(self.going_back(files, format!("rollback to {number}"), by, reply))
+    }
+
+    /// Nobody has confirmed.
+    pub(super) fn go_back(&mut self) -> Option<Job> {
+        let Probation { before: (files, number), .. } = self.probation.take()?;
+        tracing::warn!("nobody has confirmed configuration {}: going back", self.running.number);
+        let how = format!("rollback to {number}: not confirmed");
+        Some(self.going_back(files, how, "nobody confirmed".to_owned(), None))
+    }
+
+    pub(super) fn confirm(&mut self, by: &str) -> Reply {
+        if self.probation.take().is_none() {
+            return Err(Refused::new(StatusCode::CONFLICT, "nothing waits to be confirmed"));
+        }
+        tracing::info!(by, "configuration {} is confirmed", self.running.number);
+        Ok(done(format!("configuration {} stays", self.running.number)))
+    }
+
+    fn going_back(&self, files: Vec<File>, how: String, by: String, reply: Option<Sender<Reply>>) -> Job {
+        let what = Serve { how, force: true, confirm: None, save: None, goes_back: true };
+        self.job(What::Serve(what), by, reply, move |live| config::load_files(&files, Some(live)))
+    }
+
+    fn job(
+        &self,
+        what: What,
+        by: String,
+        reply: Option<Sender<Reply>>,
+        load: impl FnOnce(&Live) -> Result<Loaded, Report> + Send + 'static,
+    ) -> Job {
+        if matches!(what, What::Serve(_)) {
+            systemd::reloading();
+        }
+        let live = self.live.load();
+        let loading = tokio::task::spawn_blocking(move || load(&live));
+        Job { loading, begun: Instant::now(), what, by, reply }
+    }
+
+    fn refuse(&self, reply: Option<Sender<Reply>>, refused: Refused) -> Option<Job> {
+        answered(reply, Err(refused));
+        None
+    }
+
+    fn main_file(&self) -> Result<PathBuf, Refused> {
+        match &self.origin {
+            Origin::File(path) => Ok(path.clone()),
+            Origin::Made => Err(Refused::new(
+                StatusCode::CONFLICT,
+                "this gateway was started from flags: it has no file to reload",
+            )),
+        }
+    }
+
+    fn may_change(&self) -> Result<(), Refused> {
+        match &self.probation {
+            None => Ok(()),
+            Some(_) => Err(Refused::new(
+                StatusCode::CONFLICT,
+                format!(
+                    "configuration {} waits to be confirmed: `foregate confirm`, or `foregate rollback`",
+                    self.running.number
+                ),
+            )),
+        }
+    }
+
+    /// What was being read is there.
+    pub(super) async fn finish(&mut self, job: Job, loaded: Result<Loaded, Refused>) {
+        let Job { begun, what, by, reply, .. } = job;
+        let served = matches!(what, What::Serve(_));
+        let answer = match (what, loaded) {
+            (_, Err(refused)) => Err(refused),
+            (What::Check, Ok(loaded)) => Ok(json!({ "done": "ok", "warnings": loaded.warnings })),
+            (What::Serve(serve), Ok(loaded)) => self.serve(loaded, serve, begun, &by).await,
+        };
+        if served {
+            systemd::ready();
+        }
+        answered(reply, answer);
+    }
+
+    /// Makes ready what it takes, and serves it.
+    async fn serve(&mut self, loaded: Loaded, serve: Serve, begun: Instant, by: &str) -> Reply {
+        let Some(gateway) = &self.gateway else {
+            return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is draining"));
+        };
+        let is_running = history::content(&loaded.files) == history::content(&self.running.files);
+        if !serve.force && !is_running && self.history.is_refused(&loaded.files) {
+            return Err(Refused::new(
+                StatusCode::CONFLICT,
+                "this configuration was rolled back; change it, or take it all the same with --force",
+            ));
+        }
+        let conflict = |message: String| Refused::new(StatusCode::CONFLICT, message);
+        let change = gateway.prepare(&loaded.live.settings).map_err(|error| conflict(error.to_string()))?;
+        let admin = self.admin.prepare(&loaded.admin).map_err(conflict)?;
+        if let Some(file) = &serve.save {
+            save(file, &loaded.files).map_err(conflict)?;
+        }
+        // From here on nothing fails.
+        let lines = diff(&self.running.files, &loaded.files);
+        let before = std::mem::take(&mut self.running.files);
+        let waiting = self.commit(loaded, change).await;
+        self.admin.commit(admin);
+        if serve.goes_back && !is_running {
+            self.history.refuse(&before);
+        }
+        self.history.forgive(&self.running.files);
+        let number_before = std::mem::replace(
+            &mut self.running.number,
+            self.history.add(&self.running.files, by, &serve.how),
+        );
+        self.probation = serve
+            .confirm
+            .map(|limit| Probation { until: Instant::now() + limit, before: (before, number_before) });
+        let took = begun.elapsed();
+        tracing::info!(
+            by,
+            number = self.running.number,
+            changes = lines.len(),
+            ?took,
+            "{}: served",
+            serve.how
+        );
+        for what in &waiting {
+            tracing::warn!("{what}: it takes a restart");
+        }
+        Ok(self.outcome(&lines, &waiting, took, serve.confirm))
+    }
+
+    fn outcome(
+        &self,
+        lines: &[String],
+        waiting: &[String],
+        took: Duration,
+        confirm: Option<Duration>,
+    ) -> Value {
+        json!({
+            "number": self.running.number,
+            "changes": lines,
+            "waits_for_restart": waiting,
+            "took_ms": took.as_millis() as u64,
+            "confirm_within_s": confirm.map(|limit| limit.as_secs()),
+        })
+    }
+
+    /// Serves what was prepared. Returns what this process cannot take up any more.
+    async fn commit(&mut self, loaded: Loaded, change: Change) -> Vec<String> {
+        let Loaded { files, mut live, state_dir, warnings, self_signed, sticky, mut blueprint, .. } = loaded;
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        blueprint.inherit(&self.blueprint);
+        self.blueprint = blueprint;
+        if self.overrides.has_weights() || self.blueprint.looked_up().next().is_some() {
+            live.routing = self.blueprint.build(&self.live.load().routing, &self.overrides);
+        }
+        let drain = live.settings.timeouts.drain;
+        let waiting = self.waiting(&live, &state_dir);
+        self.publish(live);
+        if let Some(gateway) = &mut self.gateway {
+            for complaint in gateway.follow(change, drain).await {
+                tracing::error!("a worker does not listen as it should: {complaint}");
+            }
+        }
+        self.follow();
+        if let Err(error) = self.look_up() {
+            tracing::error!("{error}");
+        }
+        run::keep(&self_signed, sticky.as_ref(), &self.running.state_dir);
+        self.running.files = files;
+        self.running.waiting.clone_from(&waiting);
+        waiting
+    }
+
+    fn waiting(&self, live: &Live, state_dir: &Path) -> Vec<String> {
+        let mut waiting = Vec::new();
+        let wanted = Gateway::wanted_workers(&live.settings);
+        if let Some(workers) =
+            self.gateway.as_ref().map(Gateway::workers).filter(|workers| *workers != wanted)
+        {
+            waiting.push(format!("server.workers {workers} -> {wanted}"));
+        }
+        if state_dir != self.running.state_dir {
+            let (before, after) = (self.running.state_dir.display(), state_dir.display());
+            waiting.push(format!("server.state_dir {before} -> {after}"));
+        }
+        waiting
+    }
+}
+
+/// A text in the place of the main file.
+fn load_text(main: &Path, text: &str, live: &Live) -> Result<Loaded, Report> {
+    config::load_str(&main.display().to_string(), text, &config::folder_of(main), Some(live))
+}
+
+/// Writes what is served from now on to the file it is read from at the next start.
+fn save(main: &Path, files: &[File]) -> Result<(), String> {
+    let [only] = files else {
+        return Err(
+            "it cannot be saved: with `include` nobody can tell which file a change belongs to; edit the files, and \
+             reload"
+                .to_owned(),
+        );
+    };
+    // Not the link, but what it leads to: the link may be how it came there.
+    let place = fs::canonicalize(main).unwrap_or_else(|_| main.to_owned());
+    state::replace(&place, only.text.as_bytes())
+        .map_err(|error| format!("it is not served, for {} cannot be written: {error}", main.display()))
+}
