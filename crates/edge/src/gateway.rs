@@ -1,6 +1,7 @@
 //! The data plane as a whole: starting its workers, having them follow the configuration, and draining them.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,9 +14,9 @@ use tokio::sync::watch;
 use crate::advertise::{self, Advertising};
 use crate::diagnostics::Diagnostics;
 use crate::limit::Connections;
-use crate::listen::{BindError, Listeners, Listening, Plan};
+use crate::listen::{BindError, Handed, Listeners, Listening, Opened, Plan};
 use crate::pressure::Pressure;
-use crate::quic::{Group, Keys, Sets};
+use crate::quic::{Group, Keys, Set, Sets};
 use crate::settings::Settings;
 use crate::thread::{self, Order};
 use crate::{Concern, Live};
@@ -33,6 +34,8 @@ const MIN_CONNECTIONS: u64 = 64;
 pub struct Gateway {
     listening: Vec<Listening>,
     listeners: Listeners,
+    /// What workers are to listen on once the process before lets them.
+    waiting: Option<Vec<Vec<Opened>>>,
     /// One for each worker.
     orders: Vec<UnboundedSender<Order>>,
     threads: Vec<JoinHandle<()>>,
@@ -49,6 +52,15 @@ pub(crate) struct News {
     /// How many snapshots there have been.
     pub(crate) snapshots: u64,
     pub(crate) over: bool,
+}
+
+/// What a process leaves to its successor.
+#[derive(Debug)]
+pub struct Heritage {
+    pub workers: usize,
+    /// Which of the UDP sockets are the successor's own.
+    pub set: Set,
+    pub sockets: Vec<Handed>,
 }
 
 /// What it takes to follow the next settings, made ready. Dropping it changes nothing.
@@ -89,7 +101,8 @@ impl fmt::Display for Lines<'_> {
 
 impl Gateway {
     /// Binds every listener and starts the workers. Nothing runs if anything fails. `concerns` gets what workers have seen
-    /// and cannot look after.
+    /// and cannot look after. What a process with this `secret` has promised to QUIC clients is kept. One with a heritage
+    /// has as many workers as the process before it, and listens only when it [takes over](Gateway::take_over).
     ///
     /// # Errors
     /// Which listener or limit, why, and what to do.
@@ -97,18 +110,23 @@ impl Gateway {
         live: Publisher<Live>,
         diagnostics: Diagnostics,
         concerns: UnboundedSender<Concern>,
+        secret: &[u8; 64],
+        heritage: Option<Heritage>,
     ) -> Result<Gateway, StartError> {
         let settings = live.load().settings.clone();
-        let workers = wanted_workers(&settings);
+        let workers =
+            heritage.as_ref().map_or_else(|| wanted_workers(&settings), |heritage| heritage.workers);
         let limit = connection_limit(&settings, workers)?;
         let pressure = Pressure::new(limit, workers);
         let connections = Connections::new(limit, settings.limits.connections_per_ip, pressure.clone());
-        let mut secret = [0; 64];
-        aws_lc_rs::rand::fill(&mut secret).map_err(|_| StartError::Worker("no random numbers".to_owned()))?;
-        let keys = Keys::new(&secret);
-        let group = Group::new(Sets::One, workers)
+        let keys = Keys::new(secret);
+        let group = Group::new(Sets::Two, workers)
             .ok_or_else(|| StartError::Worker(format!("{workers} are more than QUIC can tell apart")))?;
-        let mut listeners = Listeners::new(group);
+        let inherits = heritage.is_some();
+        let mut listeners = match heritage {
+            Some(Heritage { set, sockets, .. }) => Listeners::inherit(group, set, sockets),
+            None => Listeners::new(group),
+        };
         let mut plan = listeners.plan(&settings).map_err(StartError::Bind)?;
 
         let advertising = Arc::new(Advertising::new(&settings));
@@ -124,9 +142,8 @@ impl Gateway {
         let (mut threads, mut orders) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
         let (report, mut reports) = mpsc::unbounded_channel();
         let opened = std::mem::take(&mut plan.opened);
-        for (number, opened) in (0..group.workers()).zip(opened) {
+        for number in 0..group.workers() {
             let (order, ordered) = mpsc::unbounded_channel();
-            _ = order.send(Order::Listen(opened, report.clone()));
             let (shared, report) = (shared.clone(), report.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
@@ -135,9 +152,18 @@ impl Gateway {
             threads.push(thread);
             orders.push(order);
         }
+        // A successor listens when the process before it lets it.
+        let mut waiting = None;
+        if inherits {
+            waiting = Some(opened);
+        } else {
+            for (order, opened) in orders.iter().zip(opened) {
+                _ = order.send(Order::Listen(opened, report.clone()));
+            }
+        }
         drop(report);
         // Each worker reports when it lives and when it listens; one that panicked has dropped its end.
-        for _ in 0..2 * workers {
+        for _ in 0..if inherits { workers } else { 2 * workers } {
             match reports.blocking_recv() {
                 Some(Ok(())) => {}
                 Some(Err(reason)) => return Err(StartError::Worker(reason)),
@@ -149,7 +175,7 @@ impl Gateway {
         let (news, hears) = watch::channel(News::default());
         advertise::probe(live.clone(), &advertising, hears)
             .map_err(|error| StartError::Worker(error.to_string()))?;
-        Ok(Gateway { listening, listeners, orders, threads, live, connections, pressure, news })
+        Ok(Gateway { listening, listeners, waiting, orders, threads, live, connections, pressure, news })
     }
 
     /// The addresses listened on, in the order of the configuration.
@@ -225,14 +251,62 @@ impl Gateway {
         self.listeners.tidy();
     }
 
+    /// For a successor: all sockets, and which set of the UDP ones is to be its own.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub fn bequeath(&self) -> io::Result<Heritage> {
+        let set = match self.listeners.set() {
+            Set::First => Set::Second,
+            Set::Second => Set::First,
+        };
+        Ok(Heritage { workers: self.workers(), set, sockets: self.listeners.bequeath()? })
+    }
+
+    /// Leaves the other set of UDP sockets to another process.
+    pub async fn share(&mut self) {
+        self.listeners.share();
+        let (report, mut reports) = mpsc::unbounded_channel();
+        self.orders.iter().for_each(|order| _ = order.send(Order::GiveUp(report.clone())));
+        all(&mut reports, self.orders.len()).await;
+    }
+
+    /// Nobody has the other set any more: its packets are ours, and new ones come to our own. Returns what workers could
+    /// not do.
+    pub async fn unshare(&mut self) -> Vec<String> {
+        let idle = match self.listeners.unshare() {
+            Ok(idle) => idle,
+            Err(error) => return vec![error.to_string()],
+        };
+        self.listeners.take_over();
+        let (report, mut reports) = mpsc::unbounded_channel();
+        for (order, sockets) in self.orders.iter().zip(idle) {
+            _ = order.send(Order::Adopt(sockets, report.clone()));
+        }
+        all(&mut reports, self.orders.len()).await
+    }
+
+    /// Listens, in the place of the process before. Returns what workers could not do.
+    pub async fn take_over(&mut self) -> Vec<String> {
+        let Some(opened) = self.waiting.take() else { return Vec::new() };
+        let (report, mut reports) = mpsc::unbounded_channel();
+        for (order, opened) in self.orders.iter().zip(opened) {
+            _ = order.send(Order::Listen(opened, report.clone()));
+        }
+        let failed = all(&mut reports, self.orders.len()).await;
+        // Only now that somebody reads what comes.
+        self.listeners.take_over();
+        failed
+    }
+
     /// Stops accepting, finishes what runs, at most `settings.timeouts.drain`, and returns when the
-    /// workers are gone. Blocks.
-    pub fn drain(mut self) {
+    /// workers are gone. `handed_over`: a successor accepts what is new. Blocks.
+    pub fn drain(mut self, handed_over: bool) {
         let limit = self.live.load().settings.timeouts.drain;
         self.news.send_modify(|news| news.over = true);
         self.listeners.hang_up();
         for order in &self.orders {
-            _ = order.send(Order::Drain(limit));
+            _ = order.send(Order::Drain { limit, handed_over });
         }
         for thread in self.threads {
             if thread.join().is_err() {
@@ -284,9 +358,9 @@ fn connection_limit(settings: &Settings, workers: usize) -> Result<usize, StartE
 
 /// The open files the process needs before it has accepted anything.
 fn own_files(settings: &Settings, workers: usize) -> usize {
-    // A UDP socket is held twice.
-    let for_each_https = if settings.http3.enabled { 3 } else { 1 };
-    let ports = settings.http.len() + settings.https.len() * for_each_https;
+    // Each is held twice, and of UDP there are two sets.
+    let for_each_https = if settings.http3.enabled { 6 } else { 2 };
+    let ports = settings.http.len() * 2 + settings.https.len() * for_each_https;
     OTHER_FILES + workers * (settings.addresses.len() * ports + RUNTIME_FILES + QUIC_FILES)
 }
 

@@ -38,8 +38,8 @@ use foregate_routing::{Endpoint, Pool, Snapshot};
 use foregate_upstream::Transport;
 
 pub use diagnostics::{Diagnostics, Qlog};
-pub use gateway::{Change, Gateway, StartError};
-pub use listen::{BindError, Listening};
+pub use gateway::{Change, Gateway, Heritage, StartError};
+pub use listen::{BindError, Handed, Kind, Listening};
 pub use settings::Settings;
 pub use tls::{Certificate, CertificateError, CertificateStore};
 

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+pub use listeners::{Handed, Kind};
 pub(crate) use listeners::{Listeners, Opened, Plan, Way};
 
 /// Bytes the kernel may hold for a UDP socket, so that a burst outlives a busy moment. The kernel may

@@ -1,7 +1,7 @@
 //! The life of a worker's thread: it listens, does as it is told, and lets what runs come to its end.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -34,8 +34,12 @@ pub(crate) enum Order {
     Leave(Vec<u64>, Duration, Report),
     /// There is a new snapshot.
     Look,
-    /// Leave all of them, and end.
-    Drain(Duration),
+    /// The sockets of the other set, with the numbers of their addresses: they are nobody else's.
+    Adopt(Vec<(u64, UdpSocket)>, Report),
+    /// They are another process's.
+    GiveUp(Report),
+    /// Leave all of them, and end. A successor may have taken over.
+    Drain { limit: Duration, handed_over: bool },
 }
 
 /// Hears of an order that it was done.
@@ -88,7 +92,17 @@ pub(crate) fn live(shared: Shared, number: u16, mut orders: UnboundedReceiver<Or
                     _ = report.send(Ok(()));
                 }
                 Some(Order::Look) => _ = worker.current(),
-                Some(Order::Drain(limit)) => break limit,
+                Some(Order::Adopt(sockets, report)) => _ = report.send(adopt(&worker, sockets)),
+                Some(Order::GiveUp(report)) => {
+                    worker.entrances.borrow().iter().for_each(|entrance| entrance.give_up_idle());
+                    _ = report.send(Ok(()));
+                }
+                Some(Order::Drain { limit, handed_over }) => {
+                    if handed_over {
+                        worker.entrances.borrow().iter().for_each(|entrance| entrance.hand_over());
+                    }
+                    break limit;
+                }
                 None => break Duration::ZERO,
             }
         };
@@ -126,17 +140,32 @@ fn open(
             let socket = TcpListener::from_std(socket)?;
             tokio::task::spawn_local(accept_tcp(worker.clone(), listener.clone(), socket, true));
         }
-        Way::Http3(port, socket) => {
+        Way::Http3(port, socket, idle) => {
             let mut entrances = worker.entrances.borrow_mut();
             match entrances.iter().find(|entrance| entrance.is_of(&port)) {
-                Some(entrance) => entrance.add(listener.clone(), socket)?,
-                None => {
-                    entrances.push(Entrance::open(worker, number, keys, port, (listener.clone(), socket))?)
-                }
+                Some(entrance) => entrance.add(listener.clone(), socket, idle)?,
+                None => entrances.push(Entrance::open(
+                    worker,
+                    number,
+                    keys,
+                    port,
+                    (listener.clone(), socket, idle),
+                )?),
             }
         }
     }
     worker.listeners.borrow_mut().push(listener);
+    Ok(())
+}
+
+fn adopt(worker: &Worker, sockets: Vec<(u64, UdpSocket)>) -> Result<(), String> {
+    let entrances = worker.entrances.borrow();
+    for (id, socket) in sockets {
+        for entrance in entrances.iter() {
+            let own = socket.try_clone().and_then(|own| entrance.adopt(id, own));
+            own.map_err(|error| error.to_string())?;
+        }
+    }
     Ok(())
 }
 

@@ -5,7 +5,9 @@ mod certificate;
 mod server;
 mod sessions;
 mod store;
+mod tickets;
 
 pub use certificate::{Certificate, CertificateError};
 pub(crate) use server::TlsServer;
 pub use store::CertificateStore;
+pub use tickets::{ROTATION, TicketKey, Tickets};

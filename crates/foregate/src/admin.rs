@@ -87,19 +87,28 @@ impl Drop for Socket {
 }
 
 impl Server {
-    /// Listens as the configuration says, where there is one. In a local runtime.
+    /// Listens nowhere.
+    pub(crate) fn new(asks: UnboundedSender<Ask>) -> Server {
+        Server { asks, admin: Admin { listen: Listen::Off, written: false }, task: None }
+    }
+
+    /// Listens as the configuration says, from nowhere. In a local runtime.
     ///
     /// # Errors
     /// It cannot, and the file says that it should.
-    pub(crate) fn start(admin: &Admin, asks: UnboundedSender<Ask>) -> Result<Server, String> {
-        let off = Admin { listen: Listen::Off, ..admin.clone() };
-        let mut server = Server { asks, admin: off, task: None };
-        match server.prepare(admin) {
-            Ok(prepared) => server.commit(prepared),
+    pub(crate) fn open(&mut self, admin: &Admin) -> Result<(), String> {
+        match self.prepare(admin) {
+            Ok(prepared) => self.commit(prepared),
             Err(reason) if admin.written => return Err(reason),
             Err(reason) => tracing::warn!("this gateway cannot be administrated: {reason}"),
         }
-        Ok(server)
+        Ok(())
+    }
+
+    /// Listens nowhere any more, and returns where it did. Who is connected is still answered.
+    pub(crate) fn close(&mut self) -> Admin {
+        self.task = None;
+        std::mem::replace(&mut self.admin, Admin { listen: Listen::Off, written: false })
     }
 
     /// Binds what is to be listened on, if that is another place than now.

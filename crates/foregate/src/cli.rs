@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Loaded};
 use crate::control::{Origin, Watch};
-use crate::{agent, demo, log, operate, proxy, run};
+use crate::{agent, demo, log, operate, proxy, run, upgrade};
 
 /// How the program ended. The numbers are part of its interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +137,7 @@ struct ConfigFile {
 /// Does what the command line asks.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
+    upgrade::remember_program();
     // The only provider in the tree; whoever asks rustls for "the default" gets it. It cannot be
     // installed yet, and if it were it would be the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -154,13 +155,27 @@ pub(crate) fn main() -> ExitCode {
 fn serve_file(flags: &Run) -> Exit {
     // Whatever folder the process is in later, this is the file.
     let path = std::path::absolute(&flags.file.config).unwrap_or_else(|_| flags.file.config.clone());
+    let inherited = match upgrade::inherit() {
+        Ok(inherited) => inherited,
+        Err(reason) => return run::failed(reason),
+    };
     let watch = flags.watch.then(|| Watch::begin(path.clone()));
-    match load(&path) {
-        Ok(loaded) => {
+    let loaded = match &inherited {
+        // Another program, and nothing else: what is served stays, whatever the file says by now.
+        Some(inherited) => told(config::load_files(&inherited.testament.files(), None)),
+        None => load(&path),
+    };
+    match (loaded, inherited) {
+        (Ok(loaded), inherited) => {
             log::start();
-            run::serve(loaded, Origin::File(path), watch, |_| {})
+            run::serve(loaded, Origin::File(path), watch, inherited, |_| {})
         }
-        Err(exit) => exit,
+        (Err(exit), inherited) => {
+            if let Some(inherited) = inherited {
+                inherited.refuse("it cannot read the configuration that is served; its log says why");
+            }
+            exit
+        }
     }
 }
 

@@ -9,9 +9,11 @@ mod history;
 mod overrides;
 mod reload;
 mod report;
+mod successor;
 mod watch;
 
 use std::collections::HashSet;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -31,13 +33,15 @@ use tokio::time::{Interval, interval, sleep_until, timeout};
 use crate::admin::Server;
 use crate::blueprint::Blueprint;
 use crate::cli::Exit;
-use crate::config::{File, Loaded};
+use crate::config::{Admin, File, Loaded};
 use crate::run::{Signals, Told, failed};
 use crate::systemd;
+use crate::upgrade::{self, Testament};
 
 use self::history::History;
 pub(crate) use self::overrides::Overrides;
 use self::reload::{Job, Probation};
+use self::successor::{Predecessor, Raising};
 pub(crate) use self::watch::Watch;
 
 /// So long the start waits for what is looked up.
@@ -79,6 +83,7 @@ pub(crate) enum Request {
     },
     Rollback(Option<u64>),
     Confirm,
+    Upgrade,
     Duty {
         pool: String,
         backend: String,
@@ -133,6 +138,12 @@ pub(crate) struct Control {
     history: History,
     probation: Option<Probation>,
     admin: Server,
+    /// What clients are promised with.
+    quic_secret: [u8; 64],
+    /// The process before this one, while it drains.
+    predecessor: Option<Predecessor>,
+    /// What ends with this process, where another has taken over.
+    successor: Option<upgrade::Predecessor>,
     /// The inbox, for those of us who ask too.
     asks: UnboundedSender<Ask>,
     /// Snapshots that workers may still hold: it takes time to give back a large one, and here nobody waits for that.
@@ -167,14 +178,19 @@ impl Control {
     pub(crate) async fn start(
         loaded: Loaded,
         origin: Origin,
+        testament: Option<&Testament>,
     ) -> Result<(Control, Publisher<Live>, UnboundedSender<Concern>, Inbox), String> {
         let (asks, asked) = mpsc::unbounded_channel();
         let (finds, found) = mpsc::unbounded_channel();
         let (concerns, concerned) = mpsc::unbounded_channel();
-        let admin = Server::start(&loaded.admin, asks.clone())?;
+        let keeps = matches!(origin, Origin::File(_)).then(|| loaded.state_dir.clone());
+        let quic_secret = successor::quic_secret(testament, keeps.as_deref());
+        successor::renew_tickets(testament, keeps.as_deref());
+        let verdicts = successor::verdicts(testament, keeps.as_deref());
+        let admin = Server::new(asks.clone());
         let live = Publisher::new(loaded.live);
         let history = History::open(&loaded.state_dir);
-        if history.is_refused(&loaded.files) {
+        if testament.is_none() && history.is_refused(&loaded.files) {
             tracing::warn!(
                 "this configuration was rolled back before: it is served now, since at a start the file is the truth"
             );
@@ -188,12 +204,15 @@ impl Control {
             blueprint: loaded.blueprint,
             discovery: None,
             finds,
-            overrides: Overrides::default(),
+            overrides: testament.map(|testament| Overrides::heard(&testament.overrides)).unwrap_or_default(),
             origin,
             running,
             history,
             probation: None,
             admin,
+            quic_secret,
+            predecessor: testament.map(|testament| Predecessor::for_at_most(testament.drain_ms)),
+            successor: None,
             asks,
             old: Vec::new(),
             started: (SystemTime::now(), Instant::now()),
@@ -210,17 +229,36 @@ impl Control {
             }
         };
         _ = timeout(FIRST_LOOKUPS, first).await;
+        if control.overrides.has_weights() {
+            control.rebuild();
+        }
+        successor::believe(&control.live.load(), &verdicts);
         control.follow();
         Ok((control, live, concerns, inbox))
     }
 
-    /// The gateway serves.
-    pub(crate) fn serves(&mut self, gateway: Gateway) {
+    pub(crate) fn quic_secret(&self) -> &[u8; 64] {
+        &self.quic_secret
+    }
+
+    /// The gateway serves; from now on operators are heard. `predecessor` ends with the process before this one.
+    ///
+    /// # Errors
+    /// Operators cannot be heard, although the file says where.
+    pub(crate) fn serves(
+        &mut self,
+        gateway: Gateway,
+        admin: &Admin,
+        predecessor: Option<UnixStream>,
+    ) -> Result<(), String> {
         self.gateway = Some(gateway);
+        self.predecessor = self.predecessor.take().zip(predecessor).and_then(|(p, channel)| p.at(channel));
+        self.admin.open(admin)?;
         self.running.number = match self.origin {
             Origin::File(_) => self.history.add(&self.running.files, "start", "start"),
             Origin::Made => 0,
         };
+        Ok(())
     }
 
     /// Watches the files it was made of, and reloads when they change.
@@ -234,6 +272,7 @@ impl Control {
         let mut tidy = interval(Duration::from_secs(1));
         let mut watchdog = systemd::watchdog().map(interval);
         let mut job: Option<Job> = None;
+        let mut raising: Option<Raising> = None;
         let mut drained: Option<oneshot::Receiver<()>> = None;
         loop {
             let due = self.probation.as_ref().map(|probation| probation.until.into());
@@ -244,17 +283,34 @@ impl Control {
                     // The workers have gone; the end is near.
                     None => tokio::time::sleep(Duration::from_secs(1)).await,
                 },
-                Some(ask) = inbox.asks.recv(), if job.is_none() => job = self.begin(ask),
+                Some(ask) = inbox.asks.recv(), if job.is_none() && raising.is_none() => match ask.request {
+                    Request::Upgrade => raising = self.raise(ask.by, ask.reply).await,
+                    _ => job = self.begin(ask),
+                },
+                raised = successor::raised(&mut raising), if raising.is_some() => {
+                    if let Some(Raising { by, reply, .. }) = raising.take() {
+                        let handed_over = self.hand_over(raised, &by).await;
+                        let over = handed_over.is_ok();
+                        answered(reply, handed_over);
+                        if over && drained.is_none() {
+                            match self.drain("upgrade", true) {
+                                Ok(done) => drained = Some(done),
+                                Err(error) => return failed(format_args!("the drain cannot start: {error}")),
+                            }
+                        }
+                    }
+                }
+                () = successor::gone(&mut self.predecessor), if self.predecessor.is_some() => self.is_alone().await,
                 loaded = reload::loaded(&mut job), if job.is_some() => {
                     if let Some(job) = job.take() {
                         self.finish(job, loaded).await;
                     }
                 }
-                Some(found) = inbox.found.recv(), if job.is_none() => {
+                Some(found) = inbox.found.recv(), if job.is_none() && raising.is_none() => {
                     self.take_in(&found);
                     self.follow();
                 }
-                () = sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() && job.is_none() => {
+                () = sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() && job.is_none() && raising.is_none() => {
                     job = self.go_back();
                 }
                 _ = compare.tick() => self.monitor.compare(),
@@ -262,7 +318,8 @@ impl Control {
                 () = tick(&mut watchdog) => systemd::alive(),
                 told = signals.next() => match (told, &drained) {
                     (Told::Reload, _) => self.ask("SIGHUP", Request::Reload { force: false, confirm: None }),
-                    (Told::End(name), None) => match self.drain(name) {
+                    (Told::Upgrade, _) => self.ask("SIGUSR2", Request::Upgrade),
+                    (Told::End(name), None) => match self.drain(name, false) {
                         Ok(done) => drained = Some(done),
                         Err(error) => return failed(format_args!("the drain cannot start: {error}")),
                     },
@@ -288,13 +345,16 @@ impl Control {
 
     /// The drain blocks, and this thread has more to do: VMs are probed as long as requests run, and a second signal must be
     /// heard.
-    fn drain(&mut self, name: &str) -> std::io::Result<oneshot::Receiver<()>> {
+    fn drain(&mut self, name: &str, handed_over: bool) -> std::io::Result<oneshot::Receiver<()>> {
         let (done, drained) = oneshot::channel();
-        systemd::stopping();
+        // Where another process is the service by now that goes on.
+        if !handed_over {
+            systemd::stopping();
+        }
         tracing::info!("{name}: draining, at most {:?}", self.live.load().settings.timeouts.drain);
         let gateway = self.gateway.take();
         thread::Builder::new().name("drain".to_owned()).spawn(move || {
-            gateway.into_iter().for_each(Gateway::drain);
+            gateway.into_iter().for_each(|gateway| gateway.drain(handed_over));
             _ = done.send(());
         })?;
         Ok(drained)
@@ -318,6 +378,8 @@ impl Control {
             Request::Duty { pool, backend, duty } => self.set_duty(&pool, &backend, duty, &by),
             Request::Weight { pool, backend, weight } => self.set_weight(&pool, &backend, weight, &by),
             Request::Confirm => self.confirm(&by),
+            // Done before, for it takes time.
+            Request::Upgrade => Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "the upgrade was lost")),
             Request::Validate(text) => return self.validate(text, reply),
             Request::Reload { force, confirm } => return self.reload(force, confirm, by, reply),
             Request::Put { text, save, force, confirm } => {
@@ -377,7 +439,9 @@ impl Control {
         }
     }
 
+    /// Once a second.
     fn tidy(&mut self) {
+        self.keep_what_is_known();
         self.old.retain(|live| Arc::strong_count(live) > 1);
         if let Some(gateway) = &mut self.gateway {
             gateway.tidy();

@@ -54,7 +54,7 @@ pub(crate) fn main(flags: &Flags) -> Exit {
     if let Some(notice) = choice.notice() {
         say(notice);
     }
-    run::serve(loaded, Origin::Made, None, |listeners| say(instructions(listeners)))
+    run::serve(loaded, Origin::Made, None, None, |listeners| say(instructions(listeners)))
 }
 
 fn configuration(choice: &Choice, vms: &[(Vm, SocketAddr)]) -> String {

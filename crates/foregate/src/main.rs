@@ -30,6 +30,8 @@ mod self_signed;
 mod state;
 #[cfg(target_os = "linux")]
 mod systemd;
+#[cfg(target_os = "linux")]
+mod upgrade;
 
 /// Of less CPU time than the system's, and it gives memory back when a crowd has left.
 #[cfg(target_os = "linux")]

@@ -103,6 +103,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         at: Where,
     },
+    /// Have the program, as its file is now, take over without a pause; the old process finishes what it has begun
+    Upgrade {
+        #[command(flatten)]
+        at: Where,
+    },
     /// Tell which configurations were served, the newest first
     History {
         #[command(flatten)]
@@ -158,6 +163,7 @@ fn run(command: Command) -> Result<(), Trouble> {
         }
         Command::Confirm { at } => post(&at, "/confirm", &Value::Null, show::done),
         Command::Rollback { number, at } => post(&at, "/rollback", &json!({ "to": number }), show::change),
+        Command::Upgrade { at } => post(&at, "/upgrade", &Value::Null, show::done),
         Command::History { at } => get(&at, "/history", show::history),
         Command::Diff { from, to, at } => {
             let number = |name: &str, number: Option<u64>| number.map(|number| format!("{name}={number}"));

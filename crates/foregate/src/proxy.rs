@@ -68,7 +68,7 @@ pub(crate) fn main(flags: &Flags) -> Exit {
         Err(exit) => return exit,
     };
     log::start();
-    run::serve(loaded, Origin::Made, None, |listeners| announce(flags, listeners))
+    run::serve(loaded, Origin::Made, None, None, |listeners| announce(flags, listeners))
 }
 
 /// The file that would do the same.

@@ -12,15 +12,18 @@ use crate::config::Loaded;
 use crate::control::{Control, Origin, Watch};
 use crate::self_signed::SelfSigned;
 use crate::state::StickySecret;
+use crate::upgrade::Inherited;
 use crate::{debugging, systemd};
 
-/// Serves until a signal asks for the end. `watch`: whose files to follow. `announce` is called once, after everything listens.
+/// Serves until a signal asks for the end. `watch`: whose files to follow. `inherited`: from the process that this one is to
+/// replace. `announce` is called once, after everything listens.
 ///
 /// The calling thread becomes the control thread, while the gateway's own threads serve.
 pub(crate) fn serve(
     mut loaded: Loaded,
     origin: Origin,
     watch: Option<Watch>,
+    mut inherited: Option<Inherited>,
     announce: impl FnOnce(&[Listening]),
 ) -> Exit {
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
@@ -37,17 +40,32 @@ pub(crate) fn serve(
         Err(sentence) => return failed(sentence),
     };
     let (made, sticky) = (std::mem::take(&mut loaded.self_signed), loaded.sticky.take());
-    let state_dir = loaded.state_dir.clone();
+    let (state_dir, admin) = (loaded.state_dir.clone(), loaded.admin.clone());
     let keeps = matches!(origin, Origin::File(_));
-    let started = runtime.block_on(Control::start(loaded, origin));
+    let testament = inherited.as_ref().map(|inherited| &inherited.testament);
+    let started = runtime.block_on(Control::start(loaded, origin, testament));
     let (mut control, live, concerns, inbox) = match started {
         Ok(started) => started,
-        Err(sentence) => return failed(sentence),
+        Err(sentence) => return unable(inherited, sentence),
     };
-    let gateway = match Gateway::start(live, diagnostics, concerns) {
+    let heritage = inherited.as_mut().and_then(|inherited| inherited.heritage.take());
+    let mut gateway = match Gateway::start(live, diagnostics, concerns, control.quic_secret(), heritage) {
         Ok(gateway) => gateway,
-        Err(error) => return failed(error),
+        Err(error) => return unable(inherited, error),
     };
+    let mut predecessor = None;
+    if let Some(mut inherited) = inherited {
+        let orphaned = inherited.ready();
+        let mut failed = runtime.block_on(gateway.take_over());
+        if orphaned {
+            failed.extend(runtime.block_on(gateway.unshare()));
+        } else {
+            predecessor = inherited.done().ok();
+        }
+        for complaint in failed {
+            tracing::error!("a worker does not listen as it should: {complaint}");
+        }
+    }
     for listening in gateway.listeners() {
         say(format_args!("listening on {listening}"));
     }
@@ -55,14 +73,24 @@ pub(crate) fn serve(
     if keeps {
         keep(&made, sticky.as_ref(), &state_dir);
     }
-    control.serves(gateway);
-    systemd::ready();
     runtime.block_on(async {
+        if let Err(sentence) = control.serves(gateway, &admin, predecessor) {
+            return failed(sentence);
+        }
+        systemd::ready();
         if let Some(watch) = watch {
             control.watch(watch);
         }
         control.attend(signals, inbox).await
     })
+}
+
+/// Says why it cannot start, to the process before too.
+fn unable(inherited: Option<Inherited>, why: impl std::fmt::Display) -> Exit {
+    if let Some(inherited) = inherited {
+        inherited.refuse(&why.to_string());
+    }
+    failed(why)
 }
 
 /// Keeps what was made just now: certificates, so that nobody has to trust new ones after a restart, and what sticky cookies
@@ -102,6 +130,7 @@ pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user2: Signal,
 }
 
 /// Which of them came.
@@ -111,6 +140,8 @@ pub(crate) enum Told {
     End(&'static str),
     /// To follow the configuration.
     Reload,
+    /// To have another program take over.
+    Upgrade,
 }
 
 impl Signals {
@@ -120,6 +151,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -129,6 +161,7 @@ impl Signals {
             _ = self.terminate.recv() => Told::End("SIGTERM"),
             _ = self.interrupt.recv() => Told::End("SIGINT"),
             _ = self.hangup.recv() => Told::Reload,
+            _ = self.user2.recv() => Told::Upgrade,
         }
     }
 }

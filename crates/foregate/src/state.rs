@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use foregate_edge::tls::TicketKey;
 use foregate_routing::Secret;
 
 /// Writes a file that its owner alone can read, and its folder where there is none.
@@ -89,21 +90,80 @@ impl StickySecret {
             return Ok(());
         }
         let Secret(bytes) = self.secret;
-        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        write(&self.file, format!("{digits}\n").as_bytes())
+        write(&self.file, format!("{}\n", digits_of(&bytes)).as_bytes())
     }
 }
 
 fn random() -> Secret {
-    let mut bytes = [0; 16];
+    Secret(random_bytes())
+}
+
+fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
     // Where the system has no random numbers TLS cannot start either, and says so.
     _ = aws_lc_rs::rand::fill(&mut bytes);
-    Secret(bytes)
+    bytes
+}
+
+/// What QUIC clients are promised with: the secret kept in the folder, or a new one. One that cannot be kept is as good
+/// until the process ends.
+pub(crate) fn quic_secret(folder: Option<&Path>) -> [u8; 64] {
+    let Some(folder) = folder else { return random_bytes() };
+    let file = folder.join("quic.key");
+    let kept = fs::read_to_string(&file).ok().and_then(|text| bytes_of(text.trim()));
+    kept.unwrap_or_else(|| {
+        let secret = random_bytes();
+        if let Err(error) = write(&file, format!("{}\n", digits_of(&secret)).as_bytes()) {
+            tracing::debug!(%error, file = %file.display(), "the secret is not kept");
+        }
+        secret
+    })
+}
+
+/// The keys of session tickets that are kept: a line each, with its time, its name and itself.
+pub(crate) fn ticket_keys(folder: &Path) -> Vec<TicketKey> {
+    let text = fs::read_to_string(folder.join(TICKETS)).unwrap_or_default();
+    text.lines().filter_map(ticket_key).collect()
+}
+
+pub(crate) fn keep_ticket_keys(folder: &Path, keys: &[TicketKey]) {
+    let text: String = keys.iter().map(|key| ticket_line(key) + "\n").collect();
+    if let Err(error) = write(&folder.join(TICKETS), text.as_bytes()) {
+        tracing::debug!(%error, folder = %folder.display(), "the keys of session tickets are not kept");
+    }
+}
+
+const TICKETS: &str = "tickets.key";
+
+pub(crate) fn ticket_line(key: &TicketKey) -> String {
+    format!("{} {} {}", key.since, digits_of(&key.id), digits_of(&key.secret))
+}
+
+pub(crate) fn ticket_key(line: &str) -> Option<TicketKey> {
+    let mut words = line.split(' ');
+    let since = words.next()?.parse().ok()?;
+    Some(TicketKey { since, id: bytes_of(words.next()?)?, secret: bytes_of(words.next()?)? })
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) fn digits_of(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The reverse, for so many of them.
+pub(crate) fn bytes_of<const N: usize>(digits: &str) -> Option<[u8; N]> {
+    if digits.len() != 2 * N || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(2 * index..2 * index + 2)?, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 fn parse(digits: &str) -> Option<Secret> {
-    let valid = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    valid.then(|| u128::from_str_radix(digits, 16).ok().map(|number| Secret(number.to_be_bytes())))?
+    bytes_of(digits).map(Secret)
 }
 
 #[cfg(test)]
@@ -111,6 +171,19 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn what_clients_were_promised_with_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = quic_secret(Some(folder.path()));
+        assert_eq!(quic_secret(Some(folder.path())), secret);
+        assert!(secret.iter().any(|byte| *byte != 0));
+        let keys = [7, 9].map(|since| TicketKey { id: random_bytes(), secret: random_bytes(), since });
+        keep_ticket_keys(folder.path(), &keys);
+        assert_eq!(ticket_keys(folder.path()), keys);
+        fs::write(folder.path().join(TICKETS), "oops\n1 2 3\n").unwrap();
+        assert_eq!(ticket_keys(folder.path()), []);
+    }
 
     #[test]
     fn a_secret_is_kept_for_the_next_start() {

@@ -16,6 +16,11 @@ pub(crate) fn reloading() {
     }
 }
 
+/// From now on another process is the service.
+pub(crate) fn main_is(pid: u32) {
+    tell(&[NotifyState::MainPid(pid)]);
+}
+
 /// It drains.
 pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,13 @@ const AFTER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Listeners {
     group: Group,
+    /// Which UDP sockets are this process's own.
+    set: Set,
+    /// No other process has the other ones, so they are this one's too.
+    alone: bool,
     bound: Vec<Bound>,
+    /// From the process before, until the configuration names them.
+    inherited: Vec<Bound>,
     /// UDP sockets of addresses that are left, until nobody uses them: when one of a group is closed, the last of the group
     /// takes its place, and the kernel steers packets by places.
     leaving: Vec<(Instant, Bound)>,
@@ -34,7 +41,7 @@ struct Bound {
     spot: Spot,
     /// For HTTP/3.
     port: Option<Arc<Port>>,
-    /// One for each worker, in the order in which they were bound.
+    /// One for each worker, in the order in which they were bound; of UDP two sets of them.
     sockets: Vec<Socket>,
 }
 
@@ -46,11 +53,23 @@ struct Spot {
     kind: Kind,
 }
 
+/// What is spoken on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Http,
     Https,
     Http3,
+}
+
+/// The sockets of one address, as a process hands them to its successor.
+#[derive(Debug)]
+pub struct Handed {
+    pub address: SocketAddr,
+    /// IPv4 too.
+    pub dual: bool,
+    pub kind: Kind,
+    /// In the order in which they were bound.
+    pub sockets: Vec<OwnedFd>,
 }
 
 /// One more address for a worker to listen on.
@@ -66,7 +85,8 @@ pub(crate) struct Opened {
 pub(crate) enum Way {
     Http(std::net::TcpListener),
     Https(std::net::TcpListener),
-    Http3(Arc<Port>, std::net::UdpSocket),
+    /// With the one of the other set, if that is nobody's.
+    Http3(Arc<Port>, std::net::UdpSocket, Option<std::net::UdpSocket>),
 }
 
 /// What it takes to listen on what a configuration names. Nothing has changed so far.
@@ -84,7 +104,95 @@ pub(crate) struct Plan {
 impl Listeners {
     /// For so many workers as the group has. Nothing is bound.
     pub(crate) fn new(group: Group) -> Listeners {
-        Listeners { group, bound: Vec::new(), leaving: Vec::new(), backlog: 0, last: 0 }
+        let (set, alone, bound, inherited, leaving) = (Set::First, true, vec![], vec![], vec![]);
+        Listeners { group, set, alone, bound, inherited, leaving, backlog: 0, last: 0 }
+    }
+
+    /// For the successor of a process that still has the other set.
+    pub(crate) fn inherit(group: Group, set: Set, handed: Vec<Handed>) -> Listeners {
+        let bound = |handed: Handed| {
+            let Handed { address, dual, kind, sockets } = handed;
+            let spot = Spot { place: Place { ip: address.ip(), dual }, port: address.port(), kind };
+            Bound { id: 0, spot, port: None, sockets: sockets.into_iter().map(Socket::from).collect() }
+        };
+        let inherited = handed.into_iter().map(bound).collect();
+        Listeners { set, alone: false, inherited, ..Listeners::new(group) }
+    }
+
+    /// For a successor: everything that is listened on.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub(crate) fn bequeath(&self) -> io::Result<Vec<Handed>> {
+        let handed = |bound: &Bound| {
+            let sockets = bound.sockets.iter().map(|socket| Ok(socket.try_clone()?.into()));
+            let sockets = sockets.collect::<io::Result<_>>()?;
+            let Spot { place, kind, .. } = bound.spot;
+            Ok(Handed { address: bound.spot.address(), dual: place.dual, kind, sockets })
+        };
+        self.bound.iter().map(handed).collect()
+    }
+
+    pub(crate) fn set(&self) -> Set {
+        self.set
+    }
+
+    /// Another process has the other set from now on, and what comes there is its.
+    pub(crate) fn share(&mut self) {
+        self.alone = false;
+        self.ports().for_each(|port| port.share(true));
+    }
+
+    /// No other process has the other set any more. Returns its sockets, by worker, with the numbers of the addresses.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub(crate) fn unshare(&mut self) -> io::Result<Vec<Vec<(u64, std::net::UdpSocket)>>> {
+        self.alone = true;
+        self.ports().for_each(|port| port.share(false));
+        let mut idle: Vec<Vec<_>> = (0..self.workers()).map(|_| Vec::new()).collect();
+        for bound in self.bound.iter().filter(|bound| bound.spot.kind == Kind::Http3) {
+            for (worker, idle) in idle.iter_mut().enumerate() {
+                let socket = bound.sockets.get(self.place_of(worker, other(self.set)));
+                idle.extend(
+                    socket
+                        .map(|socket| Ok::<_, io::Error>((bound.id, socket.try_clone()?.into())))
+                        .transpose()?,
+                );
+            }
+        }
+        Ok(idle)
+    }
+
+    /// New QUIC connections come to this process from now on.
+    pub(crate) fn take_over(&self) {
+        for bound in self.bound.iter().filter(|bound| bound.spot.kind == Kind::Http3) {
+            self.attach(bound.spot.address(), &bound.sockets);
+        }
+    }
+
+    fn ports(&self) -> impl Iterator<Item = &Arc<Port>> {
+        self.bound
+            .iter()
+            .chain(self.leaving.iter().map(|(_, bound)| bound))
+            .filter_map(|bound| bound.port.as_ref())
+    }
+
+    /// Which of a group's sockets is a worker's.
+    fn place_of(&self, worker: usize, set: Set) -> usize {
+        worker + if set == Set::Second { usize::from(self.workers()) } else { 0 }
+    }
+
+    fn attach(&self, address: SocketAddr, sockets: &[Socket]) {
+        if let Some(socket) = sockets.last()
+            && let Err(error) = self.group.attach(socket, self.set)
+        {
+            tracing::warn!(
+                %address,
+                %error,
+                "the kernel does not steer QUIC packets; workers pass them to each other, which costs time"
+            );
+        }
     }
 
     pub(crate) fn workers(&self) -> u16 {
@@ -114,8 +222,8 @@ impl Listeners {
             let opened = self.open(spot, settings.backlog).and_then(|sockets| {
                 let port = (spot.kind == Kind::Http3).then(|| self.port(&plan.new, spot.port));
                 let bound = Bound { id, spot, port, sockets };
-                for (worker, socket) in plan.opened.iter_mut().zip(&bound.sockets) {
-                    worker.push(bound.lend(socket)?);
+                for (worker, opened) in plan.opened.iter_mut().enumerate() {
+                    opened.push(self.lend(&bound, worker)?);
                 }
                 Ok(bound)
             });
@@ -140,6 +248,7 @@ impl Listeners {
             }
         }
         self.backlog = plan.backlog;
+        self.inherited.clear();
         self.bound = stay;
         if let Some(last) = plan.new.last() {
             self.last = last.id;
@@ -165,7 +274,8 @@ impl Listeners {
 
     /// Sockets for a spot: those that are there on the same place, or new ones.
     fn open(&self, spot: Spot, backlog: u32) -> io::Result<Vec<Socket>> {
-        let mut there = self.bound.iter().chain(self.leaving.iter().map(|(_, bound)| bound));
+        let leaving = self.leaving.iter().map(|(_, bound)| bound);
+        let mut there = self.bound.iter().chain(&self.inherited).chain(leaving);
         if let Some(same) = there.clone().find(|bound| bound.spot.shares(&spot)) {
             return same.sockets.iter().map(Socket::try_clone).collect();
         }
@@ -179,15 +289,10 @@ impl Listeners {
         }
         let open =
             |_| if udp { open_udp(address, spot.place) } else { open_tcp(address, spot.place, backlog) };
-        let sockets: Vec<Socket> = (0..self.workers()).map(open).collect::<io::Result<_>>()?;
-        if let Some(socket) = sockets.last().filter(|_| udp)
-            && let Err(error) = self.group.attach(socket, Set::First)
-        {
-            tracing::warn!(
-                %address,
-                %error,
-                "the kernel does not steer QUIC packets; workers pass them to each other, which costs time"
-            );
+        let count = self.workers() * if udp { 2 } else { 1 };
+        let sockets: Vec<Socket> = (0..count).map(open).collect::<io::Result<_>>()?;
+        if udp {
+            self.attach(address, &sockets);
         }
         Ok(sockets)
     }
@@ -196,20 +301,36 @@ impl Listeners {
     fn port(&self, new: &[Bound], number: u16) -> Arc<Port> {
         let leaving = self.leaving.iter().map(|(_, bound)| bound);
         let mut all = new.iter().chain(&self.bound).chain(leaving).filter(|bound| bound.spot.port == number);
-        all.find_map(|bound| bound.port.clone()).unwrap_or_else(|| Port::new(self.group, Set::First))
+        all.find_map(|bound| bound.port.clone()).unwrap_or_else(|| {
+            let port = Port::new(self.group, self.set);
+            port.share(!self.alone);
+            port
+        })
+    }
+
+    /// For a worker.
+    fn lend(&self, bound: &Bound, worker: usize) -> io::Result<Opened> {
+        let socket = |place: usize| match bound.sockets.get(place) {
+            Some(socket) => socket.try_clone(),
+            None => Err(io::Error::other("there are fewer sockets than workers")),
+        };
+        let own = |set| self.place_of(worker, set);
+        let way = match (&bound.port, bound.spot.kind) {
+            (Some(port), _) => {
+                let idle = self.alone.then(|| socket(own(other(self.set)))).transpose()?;
+                Way::Http3(port.clone(), socket(own(self.set))?.into(), idle.map(Into::into))
+            }
+            (None, Kind::Http) => Way::Http(socket(worker)?.into()),
+            (None, _) => Way::Https(socket(worker)?.into()),
+        };
+        Ok(Opened { id: bound.id, address: bound.spot.address(), way })
     }
 }
 
-impl Bound {
-    /// For a worker.
-    fn lend(&self, socket: &Socket) -> io::Result<Opened> {
-        let own = socket.try_clone()?;
-        let way = match (&self.port, self.spot.kind) {
-            (Some(port), _) => Way::Http3(port.clone(), own.into()),
-            (None, Kind::Http) => Way::Http(own.into()),
-            (None, _) => Way::Https(own.into()),
-        };
-        Ok(Opened { id: self.id, address: self.spot.address(), way })
+fn other(set: Set) -> Set {
+    match set {
+        Set::First => Set::Second,
+        Set::Second => Set::First,
     }
 }
 

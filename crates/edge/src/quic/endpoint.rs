@@ -1,6 +1,6 @@
 //! Accepting connections: whose address must be proven first, and what a connection may hold.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -116,6 +116,13 @@ pub(crate) struct Entrance {
     /// One for each address.
     listeners: RefCell<Vec<Rc<Listener>>>,
     changed: Notify,
+    /// A successor accepts: what comes here all the same has been led here before, and is let in.
+    handed_over: Cell<bool>,
+}
+
+/// The number of a socket of the other set.
+fn idle_number(id: u64) -> u64 {
+    id | 1 << 63
 }
 
 impl Entrance {
@@ -125,10 +132,13 @@ impl Entrance {
         number: u16,
         keys: &Keys,
         port: Arc<Port>,
-        (listener, socket): (Rc<Listener>, UdpSocket),
+        (listener, socket, idle): (Rc<Listener>, UdpSocket, Option<UdpSocket>),
     ) -> Result<Rc<Entrance>, Box<dyn std::error::Error>> {
         let sockets = port.socket(number);
         sockets.add(listener.id, socket)?;
+        if let Some(idle) = idle {
+            sockets.add(idle_number(listener.id), idle)?;
+        }
         let endpoint = Endpoint::new_with_abstract_socket(
             port.endpoint_config(number, keys),
             Some(server_config(&worker.current(), keys)?),
@@ -141,6 +151,7 @@ impl Entrance {
             endpoint,
             listeners: RefCell::new(vec![listener]),
             changed: Notify::new(),
+            handed_over: Cell::new(false),
         });
         tokio::task::spawn_local(accept(worker.clone(), entrance.clone(), keys.clone()));
         Ok(entrance)
@@ -151,10 +162,34 @@ impl Entrance {
     }
 
     /// Listens on one more address.
-    pub(crate) fn add(&self, listener: Rc<Listener>, socket: UdpSocket) -> io::Result<()> {
+    pub(crate) fn add(
+        &self,
+        listener: Rc<Listener>,
+        socket: UdpSocket,
+        idle: Option<UdpSocket>,
+    ) -> io::Result<()> {
         self.socket.add(listener.id, socket)?;
+        if let Some(idle) = idle {
+            self.socket.add(idle_number(listener.id), idle)?;
+        }
         self.listeners.borrow_mut().push(listener);
         Ok(())
+    }
+
+    /// The other set's socket of this address is nobody's any more, so it is ours, if the address is.
+    pub(crate) fn adopt(&self, id: u64, idle: UdpSocket) -> io::Result<()> {
+        let ours = self.listeners.borrow().iter().any(|listener| listener.id == id);
+        if ours { self.socket.add(idle_number(id), idle) } else { Ok(()) }
+    }
+
+    /// The other set is another process's.
+    pub(crate) fn give_up_idle(&self) {
+        self.listeners.borrow().iter().for_each(|listener| self.socket.remove(idle_number(listener.id)));
+    }
+
+    /// A successor accepts what is new.
+    pub(crate) fn hand_over(&self) {
+        self.handed_over.set(true);
     }
 
     /// A listener drains from now on: who waits already is let in, who comes later is told to go elsewhere.
@@ -173,7 +208,8 @@ impl Entrance {
         if listeners.is_empty() {
             self.changed.notify_one()
         } else {
-            self.socket.remove(id)
+            self.socket.remove(id);
+            self.socket.remove(idle_number(id));
         }
         listeners.is_empty()
     }
@@ -259,6 +295,7 @@ impl Acceptor {
     /// Begins a handshake, or asks the client to prove its address first. One that has `waited` is let in in any case.
     fn take(&mut self, incoming: Incoming, waited: bool) {
         let listener = self.entrance.listener(incoming.local_ip());
+        let waited = waited || self.entrance.handed_over.get();
         let Some(listener) = listener.filter(|listener| waited || listener.serves()) else {
             return incoming.refuse();
         };

@@ -1,6 +1,6 @@
 //! The TLS configurations of one snapshot: TCP in two version floors, and QUIC.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs;
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
@@ -9,6 +9,7 @@ use rustls::{KeyLog, ServerConfig, SupportedProtocolVersion};
 
 use super::CertificateStore;
 use super::sessions::SingleUse;
+use super::tickets::Tickets;
 
 /// Ready-made configurations, shared by all workers.
 pub(crate) struct TlsServer {
@@ -71,7 +72,8 @@ fn config(
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     // Resumption by tickets alone: the default is a locked cache of 256 sessions that workers fight over.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = ticketer()?;
+    // A ticket of one worker, or from before a reload, is good on all.
+    config.ticketer = Tickets::shared();
     config.send_tls13_tickets = 1;
     Ok(config)
 }
@@ -95,14 +97,4 @@ impl ProducesTickets for NoTickets {
     fn decrypt(&self, _cipher: &[u8]) -> Option<Vec<u8>> {
         None
     }
-}
-
-/// One rotating ticket key for the process: a ticket of one worker, or from before a reload, is good on all.
-fn ticketer() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
-    static TICKETER: OnceLock<Arc<dyn ProducesTickets>> = OnceLock::new();
-    if let Some(ticketer) = TICKETER.get() {
-        return Ok(ticketer.clone());
-    }
-    let fresh = aws_lc_rs::Ticketer::new()?;
-    Ok(TICKETER.get_or_init(|| fresh).clone())
 }

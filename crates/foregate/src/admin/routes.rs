@@ -73,6 +73,7 @@ pub(super) fn find(method: &Method, path: &str, query: Option<&str>) -> Result<F
             Ok(Request::Reload { force: options.switch("force")?, confirm: options.duration("confirm")? })
         }))),
         ["confirm"] if is(Method::POST) => plain(Request::Confirm),
+        ["upgrade"] if is(Method::POST) => plain(Request::Upgrade),
         ["rollback"] if is(Method::POST) => Ok(Found::Request(Box::new(|body| {
             let options = Options::of_body(body, &["to"])?;
             Ok(Request::Rollback(options.number("to")?))
@@ -95,7 +96,7 @@ pub(super) fn find(method: &Method, path: &str, query: Option<&str>) -> Result<F
             }
         }
         ["config"] => wrong("GET, PUT"),
-        ["config", "validate"] | ["reload" | "confirm" | "rollback"] => wrong("POST"),
+        ["config", "validate"] | ["reload" | "confirm" | "rollback" | "upgrade"] => wrong("POST"),
         [
             "openapi.json" | "status" | "sites" | "pools" | "certificates" | "workers" | "connections"
             | "history" | "diff",
@@ -201,7 +202,7 @@ mod tests {
             }
         }
         // One more route is one more line in the document.
-        assert_eq!(count, 21);
+        assert_eq!(count, 22);
     }
 
     #[test]

@@ -219,7 +219,7 @@ pub(crate) fn content(files: &[File]) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    state::digits_of(digest(&SHA256, bytes).as_ref())
 }
 
 /// UTC to the second, as RFC 3339 has it.

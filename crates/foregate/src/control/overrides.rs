@@ -7,6 +7,8 @@ use std::fmt;
 use foregate_routing::Duty;
 use serde_json::{Value, json};
 
+use crate::upgrade::Said;
+
 /// By pool and backend.
 #[derive(Debug, Default)]
 pub(crate) struct Overrides(BTreeMap<(String, String), Override>);
@@ -56,6 +58,33 @@ impl Overrides {
         self.0.iter().map(|((pool, backend), one)| (pool.as_str(), backend.as_str(), one))
     }
 
+    /// For a successor.
+    pub(crate) fn said(&self) -> Vec<Said> {
+        let said = |(pool, backend, one): (&str, &str, &Override)| Said {
+            pool: pool.to_owned(),
+            backend: backend.to_owned(),
+            duty: one.duty.map(|duty| Named(duty).to_string()),
+            weight: one.weight,
+            by: one.by.clone(),
+        };
+        self.iter().map(said).collect()
+    }
+
+    /// From a process before. What it says that nobody knows is not said.
+    pub(crate) fn heard(said: &[Said]) -> Overrides {
+        let mut overrides = Overrides::default();
+        for one in said {
+            let duty = match one.duty.as_deref() {
+                Some("drain") => Some(Duty::Drain),
+                Some("maintenance") => Some(Duty::Off),
+                _ => None,
+            };
+            overrides.set_duty(&one.pool, &one.backend, duty, &one.by);
+            overrides.set_weight(&one.pool, &one.backend, one.weight, &one.by);
+        }
+        overrides
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         let one = |(pool, backend, one): (&str, &str, &Override)| {
             json!({
@@ -95,6 +124,7 @@ mod tests {
         overrides.set_duty("api", "vm1", None, "c");
         assert_eq!(overrides.weight("api", "vm1"), Some(3));
         assert_eq!(overrides.to_json()[0]["by"], "c");
+        assert_eq!(Overrides::heard(&overrides.said()).to_json(), overrides.to_json());
         overrides.set_weight("api", "vm1", None, "d");
         assert_eq!(overrides.iter().count(), 0);
         assert_eq!(overrides.weight("api", "vm2"), None);

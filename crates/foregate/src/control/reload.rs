@@ -192,7 +192,7 @@ impl Control {
         }
     }
 
-    fn may_change(&self) -> Result<(), Refused> {
+    pub(super) fn may_change(&self) -> Result<(), Refused> {
         match &self.probation {
             None => Ok(()),
             Some(_) => Err(Refused::new(

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::diff::diff;
 use super::overrides::Named;
+use super::successor::Predecessor;
 use super::{Control, Origin, Refused, Reply, history};
 use crate::config;
 
@@ -38,6 +39,7 @@ impl Control {
                 "confirm_within_s": confirm,
                 "waits_for_restart": self.running.waiting,
             },
+            "predecessor_drains_s": self.predecessor.as_ref().map(Predecessor::left),
             "overrides": self.overrides.to_json(),
             "listeners": listeners,
             "connections": { "open": open, "limit": limit },

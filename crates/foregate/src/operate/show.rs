@@ -66,6 +66,9 @@ pub(super) fn status(value: &Value) -> String {
     for what in list(at(value, "/configuration/waits_for_restart")) {
         _ = writeln!(text, "waits for a restart: {}", word(what));
     }
+    if let Some(seconds) = at(value, "/predecessor_drains_s").as_u64() {
+        _ = writeln!(text, "the process before this one drains, for at most {seconds} s");
+    }
     for said in list(at(value, "/overrides")) {
         let place = format!("{}/{}", word(at(said, "/pool")), word(at(said, "/backend")));
         for key in ["duty", "weight"] {

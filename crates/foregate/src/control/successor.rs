@@ -1,0 +1,258 @@
+//! From one process to the next: what this one has from the one before, and what it leaves to the one after.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use foregate_edge::Live;
+use foregate_edge::tls::Tickets;
+use foregate_routing::State;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::oneshot::Sender;
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::{Control, Origin, Refused, Reply, answered, done, endpoints};
+use crate::upgrade::{self, Successor, Testament, Verdict};
+use crate::{state, systemd};
+
+/// How much longer than its drain a process may take to end.
+const AFTER: Duration = Duration::from_secs(2);
+/// What was found out of a VM so long ago is not believed.
+const FRESH: Duration = Duration::from_secs(60);
+/// How often it is kept.
+const KEEP: u64 = 15;
+const VERDICTS: &str = "verdicts.json";
+
+/// A successor that is being started.
+pub(super) struct Raising {
+    raised: JoinHandle<Result<Successor, String>>,
+    pub(super) by: String,
+    pub(super) reply: Option<Sender<Reply>>,
+}
+
+/// Waits until it is ready, or is not going to be.
+pub(super) async fn raised(raising: &mut Option<Raising>) -> Result<Successor, String> {
+    let Some(raising) = raising else { return std::future::pending().await };
+    (&mut raising.raised).await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// The process before this one.
+pub(crate) struct Predecessor {
+    until: Instant,
+    channel: Option<tokio::net::UnixStream>,
+}
+
+impl Predecessor {
+    pub(super) fn for_at_most(drain_ms: u64) -> Predecessor {
+        Predecessor { until: Instant::now() + Duration::from_millis(drain_ms) + AFTER, channel: None }
+    }
+
+    /// The other end of this is closed when it ends.
+    pub(super) fn at(self, channel: UnixStream) -> Option<Predecessor> {
+        let channel = tokio::net::UnixStream::from_std(channel).ok()?;
+        Some(Predecessor { channel: Some(channel), ..self })
+    }
+
+    /// Seconds it may still take.
+    pub(super) fn left(&self) -> u64 {
+        self.until.saturating_duration_since(Instant::now()).as_secs()
+    }
+}
+
+/// Waits until it has ended.
+pub(super) async fn gone(predecessor: &mut Option<Predecessor>) {
+    let channel = predecessor.as_mut().and_then(|predecessor| predecessor.channel.as_mut());
+    let Some(channel) = channel else { return std::future::pending().await };
+    // It says nothing any more; what it may say in a later version is not for us.
+    while channel.read_u8().await.is_ok() {}
+}
+
+impl Control {
+    /// Starts a successor.
+    pub(super) async fn raise(&mut self, by: String, reply: Option<Sender<Reply>>) -> Option<Raising> {
+        let refused = |message: String| Some(Refused::new(StatusCode::CONFLICT, message));
+        let refusal = match (&self.origin, &self.predecessor) {
+            (Origin::Made, _) => {
+                refused("this gateway was started from flags: restart it instead".to_owned())
+            }
+            (_, Some(predecessor)) => refused(format!(
+                "the process before this one is still draining, for at most {} s; try again then",
+                predecessor.left()
+            )),
+            _ => self.may_change().err(),
+        };
+        if let Some(refused) = refusal {
+            answered(reply, Err(refused));
+            return None;
+        }
+        let testament = self.testament();
+        let Some(gateway) = &mut self.gateway else {
+            let draining = Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is draining");
+            answered(reply, Err(draining));
+            return None;
+        };
+        tracing::info!(by, "upgrade: a new process is started");
+        // Its packets are its own from its first one on.
+        gateway.share().await;
+        let heritage = gateway.bequeath();
+        let raised = spawn_blocking(move || {
+            upgrade::raise(
+                testament,
+                heritage.map_err(|error| format!("the sockets cannot be handed over: {error}"))?,
+            )
+        });
+        Some(Raising { raised, by, reply })
+    }
+
+    /// Lets a successor take over. If that fails all is as it was.
+    pub(super) async fn hand_over(&mut self, raised: Result<Successor, String>, by: &str) -> Reply {
+        // It listens in the same place.
+        let admin = self.admin.close();
+        let taken = match raised {
+            Ok(successor) => {
+                let (pid, program) = (successor.pid(), successor.program.clone());
+                let taken = spawn_blocking(|| successor.take_over()).await;
+                taken.unwrap_or_else(|error| Err(error.to_string())).map(|held| (held, pid, program))
+            }
+            Err(reason) => Err(reason),
+        };
+        match taken {
+            Ok((held, pid, program)) => {
+                self.successor = Some(held);
+                systemd::main_is(pid);
+                tracing::info!(by, pid, program, "upgrade: the new process serves");
+                Ok(done(format!("process {pid} serves, this one, {}, drains", std::process::id())))
+            }
+            Err(reason) => {
+                tracing::error!("upgrade: {reason}; this process goes on");
+                if let Err(error) = self.admin.open(&admin) {
+                    tracing::error!("this gateway cannot be administrated: {error}");
+                }
+                if let Some(gateway) = &mut self.gateway {
+                    for complaint in gateway.unshare().await {
+                        tracing::error!("a worker does not listen as it should: {complaint}");
+                    }
+                }
+                Err(Refused::new(
+                    StatusCode::BAD_GATEWAY,
+                    format!("{reason}\nThis process goes on as it was."),
+                ))
+            }
+        }
+    }
+
+    /// The process before this one has gone.
+    pub(super) async fn is_alone(&mut self) {
+        self.predecessor = None;
+        tracing::info!("upgrade: the process before this one has ended");
+        if let Some(gateway) = &mut self.gateway {
+            for complaint in gateway.unshare().await {
+                tracing::error!("a worker does not listen as it should: {complaint}");
+            }
+        }
+    }
+
+    fn testament(&self) -> Testament {
+        let live = self.live.load();
+        let mut testament = Testament::new(&self.running.files);
+        testament.quic_secret = state::digits_of(&self.quic_secret);
+        testament.ticket_keys = Tickets::shared().renew(Vec::new()).iter().map(state::ticket_line).collect();
+        testament.overrides = self.overrides.said();
+        testament.verdicts = found(&live);
+        testament.drain_ms = u64::try_from(live.settings.timeouts.drain.as_millis()).unwrap_or(u64::MAX);
+        testament
+    }
+
+    /// Keeps what a process after a crash should know. Once a second.
+    pub(super) fn keep_what_is_known(&mut self) {
+        if !matches!(self.origin, Origin::File(_)) || self.gateway.is_none() {
+            return;
+        }
+        let uptime = self.started.1.elapsed().as_secs();
+        if !uptime.is_multiple_of(KEEP) {
+            return;
+        }
+        let folder = &self.running.state_dir;
+        let tickets = Tickets::shared().renew(Vec::new());
+        if tickets != state::ticket_keys(folder) {
+            state::keep_ticket_keys(folder, &tickets);
+        }
+        let down: Vec<Verdict> = found(&self.live.load()).into_iter().filter(|one| !one.up).collect();
+        let file = folder.join(VERDICTS);
+        if down.is_empty() {
+            _ = fs::remove_file(file);
+        } else if let Ok(text) = serde_json::to_vec(&Kept { time: now(), verdicts: down }) {
+            // What cannot be kept is found out again.
+            _ = state::write(&file, &text);
+        }
+    }
+}
+
+/// Verdicts as they are kept.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    time: u64,
+    verdicts: Vec<Verdict>,
+}
+
+/// What was found out of those VMs that are probed.
+fn found(live: &Live) -> Vec<Verdict> {
+    let probed = live.routing.pools().iter().filter(|pool| pool.health.is_some());
+    let members = probed.flat_map(|pool| pool.members());
+    let verdict = |endpoint: &foregate_routing::Endpoint| Verdict {
+        pool: endpoint.pool.to_string(),
+        address: endpoint.address.to_string(),
+        up: endpoint.vitals.state() == State::Up,
+    };
+    let known = members.filter(|member| member.endpoint.vitals.state() != State::Unknown);
+    known.map(|member| verdict(&member.endpoint)).collect()
+}
+
+/// What is known of VMs by the process before, or was shortly before a crash.
+pub(super) fn verdicts(testament: Option<&Testament>, state_dir: Option<&Path>) -> Vec<Verdict> {
+    if let Some(testament) = testament {
+        return testament.verdicts.clone();
+    }
+    let text = state_dir.and_then(|folder| fs::read(folder.join(VERDICTS)).ok()).unwrap_or_default();
+    match serde_json::from_slice::<Kept>(&text) {
+        Ok(kept) if now().saturating_sub(kept.time) < FRESH.as_secs() => kept.verdicts,
+        _ => Vec::new(),
+    }
+}
+
+/// Believes what was found out, of those that will be probed and so can change.
+pub(super) fn believe(live: &Live, verdicts: &[Verdict]) {
+    let probed =
+        |name: &str| live.routing.pools().iter().any(|pool| &*pool.name == name && pool.health.is_some());
+    for verdict in verdicts.iter().filter(|verdict| probed(&verdict.pool)) {
+        let same = |endpoint: &&std::sync::Arc<foregate_routing::Endpoint>| {
+            *endpoint.pool == *verdict.pool && endpoint.address.to_string() == verdict.address
+        };
+        for endpoint in endpoints(live).filter(same) {
+            endpoint.vitals.set_state(if verdict.up { State::Up } else { State::Down });
+        }
+    }
+}
+
+pub(super) fn quic_secret(testament: Option<&Testament>, state_dir: Option<&Path>) -> [u8; 64] {
+    let inherited = testament.and_then(|testament| state::bytes_of(&testament.quic_secret));
+    inherited.unwrap_or_else(|| state::quic_secret(state_dir))
+}
+
+/// Goes on with the keys of session tickets that there are.
+pub(super) fn renew_tickets(testament: Option<&Testament>, state_dir: Option<&Path>) {
+    let inherited = testament.into_iter().flat_map(|testament| &testament.ticket_keys);
+    let inherited = inherited.filter_map(|line| state::ticket_key(line));
+    let kept = state_dir.map(state::ticket_keys).unwrap_or_default();
+    let keys = Tickets::shared().renew(inherited.chain(kept).collect());
+    if let Some(folder) = state_dir {
+        state::keep_ticket_keys(folder, &keys);
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
