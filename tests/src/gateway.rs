@@ -7,7 +7,7 @@ use std::{
     sync::OnceLock,
 };
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use crate::{
@@ -52,6 +52,7 @@ pub fn gateway() -> Builder {
         rest: String::new(),
         first: String::new(),
         flags: Vec::new(),
+        copied: None,
         names: Vec::new(),
         certificates: Vec::new(),
         files: Vec::new(),
@@ -69,6 +70,7 @@ pub struct Builder {
     rest: String,
     first: String,
     flags: Vec<String>,
+    copied: Option<String>,
     names: Vec<String>,
     certificates: Vec<Vec<String>>,
     files: Vec<(String, String)>,
@@ -151,6 +153,13 @@ impl Builder {
         self
     }
 
+    /// From a copy of the program in its folder, under this name: a test may put another in its place.
+    #[must_use]
+    pub fn copied(mut self, name: &str) -> Builder {
+        self.copied = Some(name.to_owned());
+        self
+    }
+
     /// Started by this program with these arguments: one that executes what follows them.
     #[must_use]
     pub fn within(mut self, command: &[&str]) -> Builder {
@@ -218,13 +227,21 @@ impl Builder {
             let folder = tempfile::tempdir().unwrap();
             let (http, https) = (lease(), lease());
             let config = self.write(folder.path(), http.port, https.port);
+            let own = match &self.copied {
+                Some(name) => {
+                    let copy = folder.path().join(name);
+                    std::fs::copy(binary(), &copy).unwrap();
+                    copy
+                }
+                None => binary().to_owned(),
+            };
             let mut command = match self.within.split_first() {
                 Some((program, arguments)) => {
                     let mut command = Command::new(program);
-                    command.args(arguments).arg(binary());
+                    command.args(arguments).arg(own);
                     command
                 }
-                None => Command::new(binary()),
+                None => Command::new(own),
             };
             command.arg("run").arg("--config").arg(&config).args(&self.flags).env("NO_COLOR", "1");
             command.envs(self.env.iter().map(|(k, v)| (k, v)));
@@ -333,6 +350,25 @@ impl Gateway {
         self.try_request(version, &request).await.unwrap_or_else(|e| panic!("{version:?} {request:?}: {e}"))
     }
 
+    /// The processes that took over, one after the other: all that run with its configuration, but the first.
+    pub fn successors(&self) -> Vec<Pid> {
+        let config = self.config.as_os_str().as_encoded_bytes();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let mut words = line.split(|byte| *byte == 0);
+            let serves = words.clone().any(|word| word == b"run") && words.any(|word| word == config);
+            if serves && pid != self.process.id() as i32 {
+                found.extend(Pid::from_raw(pid));
+            }
+        }
+        found.sort_by_key(|pid| pid.as_raw_nonzero());
+        found
+    }
+
     /// Sends `SIGTERM` and nothing more.
     pub fn terminate(&self) {
         self.process.signal(Signal::TERM);
@@ -353,6 +389,10 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        // A process that took over is no child of ours.
+        for pid in self.successors() {
+            _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
         if std::thread::panicking() {
             let config = std::fs::read_to_string(&self.config).unwrap_or_default();
             eprintln!("--- configuration\n{config}\n--- the gateway said\n{}\n---", self.process.err.text());
