@@ -329,3 +329,17 @@ async fn demo_runs_and_says_what_to_try() {
         assert!(process.wait().await.success(), "{}", process.err.text());
     }
 }
+
+#[test]
+fn systemd_takes_the_units() {
+    let folder = tempfile::tempdir().unwrap();
+    for unit in ["foregate.service", "foregate-agent.service"] {
+        let text = std::fs::read_to_string(root().join("config").join(unit)).unwrap();
+        // It looks whether the program is there.
+        let text = text.replace("/usr/local/bin/foregate", binary().to_str().unwrap());
+        let file = folder.path().join(unit);
+        std::fs::write(&file, text).unwrap();
+        let output = Command::new("systemd-analyze").arg("verify").arg(&file).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{unit}: {}", said(&output));
+    }
+}
