@@ -189,6 +189,14 @@ async fn what_is_wrong_changes_nothing() {
         assert!(said.contains(complaint), "{complaint}: {said}");
         assert_eq!(state().await, before, "{complaint}");
     }
+    // Every configuration that is known to be wrong.
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bad");
+    for file in std::fs::read_dir(golden).unwrap() {
+        let bad = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        gw.edit(|_| bad.clone());
+        gw.refused(&["reload", "--admin", &socket]).await;
+        assert_eq!(state().await, before, "{bad}");
+    }
     gw.edit(|_| good);
     gw.told(&["reload"]).await;
     assert_eq!(answers(&gw, Version::H3).await, "a");
@@ -434,6 +442,41 @@ async fn who_does_not_confirm_gets_back_what_was() {
         gw.refused(&["reload", "--confirm", "soon"]).await.trim(),
         "foregate: `confirm` must be a time such as \"60s\""
     );
+}
+
+#[tokio::test]
+async fn a_change_that_makes_things_worse_is_undone() {
+    let release = Arc::default();
+    let (a, b) = (
+        vm("a", &release).await,
+        origin()
+            .named("b")
+            .on("/", |call| {
+                Box::pin(async move {
+                    call.reply(500, &Fields::new(), "oops").await;
+                })
+            })
+            .start()
+            .await,
+    );
+    let gw = scene(&[&a]).await;
+    let client = gw.client(Version::H2, "shop.test").await;
+    let ask = async |times| {
+        for _ in 0..times {
+            client.send(&get("/")).await.unwrap();
+        }
+    };
+    ask(60).await;
+    gw.edit(|text| with_pool(&text, &[&b]));
+    gw.told(&["reload", "--confirm", "600s", "--guard"]).await;
+    eventually_async("it goes back", || async {
+        ask(30).await;
+        (answers(&gw, Version::H1).await == "a").then_some(())
+    })
+    .await;
+    assert_eq!(gw.log().having(&["of the answers fail, it was 0 %", "going back"]).len(), 1);
+    let said = gw.refused(&["reload", "--guard"]).await;
+    assert!(said.contains("--confirm"), "{said}");
 }
 
 #[tokio::test]

@@ -145,9 +145,9 @@ async fn too_few_open_files_are_counted() {
     let (folder, port) = (tempfile::tempdir().unwrap(), lease());
     let server =
         |more: &str| plain(&format!("addresses = \"127.0.0.1\"\nhttp = {}\nworkers = 1\n{more}", port.port));
-    // Of its own it takes 128, and for each worker six and a socket.
+    // Of its own it takes 128, and for each worker six and a socket twice.
     for (limit, more, connections, own, needed) in
-        [(200, "", 64, 135, 263), (300, "limits = { connections = 1000 }", 1000, 135, 2135)]
+        [(200, "", 64, 136, 264), (300, "limits = { connections = 1000 }", 1000, 136, 2136)]
     {
         let config = write(&folder, &server(more));
         let words = [
@@ -160,10 +160,10 @@ async fn too_few_open_files_are_counted() {
     }
     // Many workers are many files, before anything is bound.
     let config = write(&folder, &server("").replace("workers = 1", "workers = 100"));
-    fails(run(with_files(600), &config), 1, &["the gateway itself 828;", "at least 956 "]).await;
+    fails(run(with_files(600), &config), 1, &["the gateway itself 928;", "at least 1056 "]).await;
 
     let config = write(&folder, &server(""));
-    let mut gateway = foregate_tests::Process::spawn(&mut run(with_files(263), &config));
+    let mut gateway = foregate_tests::Process::spawn(&mut run(with_files(264), &config));
     foregate_tests::eventually("it starts with what it asked for", || {
         assert!(gateway.ended().is_none(), "{}", gateway.err.text());
         gateway.out.having(&["listening on "]).pop()

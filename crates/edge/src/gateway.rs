@@ -190,6 +190,12 @@ impl Gateway {
         self.threads.len()
     }
 
+    /// Requests answered so far, and those of them with a 5xx, as of a moment ago.
+    #[must_use]
+    pub fn answers(&self) -> (u64, u64) {
+        self.pressure.answers()
+    }
+
     /// By worker, the requests under way, as of a moment ago.
     #[must_use]
     pub fn running(&self) -> Vec<usize> {

@@ -4,7 +4,7 @@
 //! has taken most of it gets no more, so that one site's flood leaves room for the others.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::memory;
@@ -21,6 +21,8 @@ pub(crate) struct Pressure {
     room: AtomicUsize,
     /// By worker, the requests under way.
     running: Box<[AtomicUsize]>,
+    /// By worker, requests answered so far, and those of them with a 5xx.
+    answers: Box<[(AtomicU64, AtomicU64)]>,
     crowded: AtomicBool,
     short: AtomicBool,
 }
@@ -30,6 +32,7 @@ impl Pressure {
         Arc::new(Pressure {
             room: AtomicUsize::new(room),
             running: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+            answers: (0..workers).map(|_| Default::default()).collect(),
             crowded: AtomicBool::new(false),
             short: AtomicBool::new(false),
         })
@@ -37,6 +40,19 @@ impl Pressure {
 
     pub(crate) fn set_room(&self, room: usize) {
         self.room.store(room, Ordering::Relaxed);
+    }
+
+    pub(crate) fn report_answers(&self, worker: usize, (all, failed): (u64, u64)) {
+        if let Some(own) = self.answers.get(worker) {
+            own.0.store(all, Ordering::Relaxed);
+            own.1.store(failed, Ordering::Relaxed);
+        }
+    }
+
+    /// Requests answered so far, and those of them with a 5xx.
+    pub(crate) fn answers(&self) -> (u64, u64) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        self.answers.iter().fold((0, 0), |(all, failed), own| (all + load(&own.0), failed + load(&own.1)))
     }
 
     /// By worker, the requests under way.

@@ -153,6 +153,7 @@ pub(crate) async fn serve(
         }
     };
     let response = result.unwrap_or_else(refuse);
+    worker.count(response.status());
     decorated(response, &live, peer, version, site, Some(policy), &variables)
 }
 

@@ -116,6 +116,7 @@ pub(crate) fn live(shared: Shared, number: u16, mut orders: UnboundedReceiver<Or
 async fn watch_pressure(worker: Rc<Worker>, number: usize) {
     loop {
         worker.pressure.report(number, worker.running(), worker.connections.open());
+        worker.pressure.report_answers(number, worker.answers());
         if number == 0 {
             worker.pressure.look_at_memory();
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use foregate_exchange::clock;
 use foregate_routing::{Held, Reader};
 use foregate_upstream::Client;
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 
 use crate::Live;
 use crate::advertise::{Advertising, Saying};
@@ -46,6 +46,8 @@ pub(crate) struct Worker {
     /// The ports of HTTP/3 among them.
     pub(crate) entrances: RefCell<Vec<Rc<Entrance>>>,
     dice: Cell<u64>,
+    /// Requests that were answered, and those of them with a 5xx.
+    answers: Cell<(u64, u64)>,
     /// The second in which lines about strangers were last written, and how many.
     said: Cell<(u64, u32)>,
 }
@@ -112,6 +114,7 @@ impl Worker {
         let prepared = Rc::new(Prepared::new(reader.current(), &advertising, &diagnostics)?);
         Ok(Rc::new(Worker {
             said: Cell::new((0, 0)),
+            answers: Cell::new((0, 0)),
             client: Client::default(),
             connections,
             pressure,
@@ -147,6 +150,15 @@ impl Worker {
     /// Requests and tunnels under way.
     pub(crate) fn running(&self) -> usize {
         self.listeners.borrow().iter().map(|listener| listener.running()).sum()
+    }
+
+    /// A request is answered.
+    pub(crate) fn count(&self, status: StatusCode) {
+        self.answers.update(|(all, failed)| (all + 1, failed + u64::from(status.is_server_error())));
+    }
+
+    pub(crate) fn answers(&self) -> (u64, u64) {
+        self.answers.get()
     }
 
     /// Whether one more line about what some stranger sent may be written: a flood must not fill the log.

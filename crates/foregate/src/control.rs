@@ -12,7 +12,7 @@ mod report;
 mod successor;
 mod watch;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,6 +40,7 @@ use crate::upgrade::{self, Testament};
 
 use self::history::History;
 pub(crate) use self::overrides::Overrides;
+pub(crate) use self::reload::Terms;
 use self::reload::{Job, Probation};
 use self::successor::{Predecessor, Raising};
 pub(crate) use self::watch::Watch;
@@ -71,15 +72,11 @@ pub(crate) enum Request {
     /// Of two entries; without them what is served, and the file.
     Diff(Option<u64>, Option<u64>),
     Validate(String),
-    Reload {
-        force: bool,
-        confirm: Option<Duration>,
-    },
+    Reload(Terms),
     Put {
         text: String,
         save: bool,
-        force: bool,
-        confirm: Option<Duration>,
+        terms: Terms,
     },
     Rollback(Option<u64>),
     Confirm,
@@ -137,6 +134,8 @@ pub(crate) struct Control {
     running: Running,
     history: History,
     probation: Option<Probation>,
+    /// Second by second, the requests answered so far, and those of them with a 5xx.
+    answers: VecDeque<(u64, u64)>,
     admin: Server,
     /// What clients are promised with.
     quic_secret: [u8; 64],
@@ -209,6 +208,7 @@ impl Control {
             running,
             history,
             probation: None,
+            answers: VecDeque::new(),
             admin,
             quic_secret,
             predecessor: testament.map(|testament| Predecessor::for_at_most(testament.drain_ms)),
@@ -317,7 +317,7 @@ impl Control {
                 _ = tidy.tick() => self.tidy(),
                 () = tick(&mut watchdog) => systemd::alive(),
                 told = signals.next() => match (told, &drained) {
-                    (Told::Reload, _) => self.ask("SIGHUP", Request::Reload { force: false, confirm: None }),
+                    (Told::Reload, _) => self.ask("SIGHUP", Request::Reload(Terms::default())),
                     (Told::Upgrade, _) => self.ask("SIGUSR2", Request::Upgrade),
                     (Told::End(name), None) => match self.drain(name, false) {
                         Ok(done) => drained = Some(done),
@@ -381,10 +381,8 @@ impl Control {
             // Done before, for it takes time.
             Request::Upgrade => Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "the upgrade was lost")),
             Request::Validate(text) => return self.validate(text, reply),
-            Request::Reload { force, confirm } => return self.reload(force, confirm, by, reply),
-            Request::Put { text, save, force, confirm } => {
-                return self.put(text, save, force, confirm, by, reply);
-            }
+            Request::Reload(terms) => return self.reload(terms, by, reply),
+            Request::Put { text, save, terms } => return self.put(text, save, terms, by, reply),
             Request::Rollback(to) => return self.roll_back(to, by, reply),
         };
         answered(reply, answer);
@@ -442,6 +440,7 @@ impl Control {
     /// Once a second.
     fn tidy(&mut self) {
         self.keep_what_is_known();
+        self.guard();
         self.old.retain(|live| Arc::strong_count(live) > 1);
         if let Some(gateway) = &mut self.gateway {
             gateway.tidy();

@@ -88,6 +88,9 @@ pub(crate) enum Command {
         /// Go back unless `foregate confirm` comes within this time, such as 60s
         #[arg(long, value_name = "TIME")]
         confirm: Option<String>,
+        /// Go back sooner if clearly more answers fail than before, or a pool loses its last usable backend
+        #[arg(long, requires = "confirm")]
+        guard: bool,
         #[command(flatten)]
         at: Where,
     },
@@ -158,8 +161,9 @@ fn run(command: Command) -> Result<(), Trouble> {
             };
             instruct(&at, &target, "weight", &json!({ "weight": weight }))
         }
-        Command::Reload { force, confirm, at } => {
-            post(&at, "/reload", &json!({ "force": force, "confirm": confirm }), show::change)
+        Command::Reload { force, confirm, guard, at } => {
+            let body = json!({ "force": force, "confirm": confirm, "guard": guard });
+            post(&at, "/reload", &body, show::change)
         }
         Command::Confirm { at } => post(&at, "/confirm", &Value::Null, show::done),
         Command::Rollback { number, at } => post(&at, "/rollback", &json!({ "to": number }), show::change),

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
 use crate::config;
-use crate::control::Request;
+use crate::control::{Request, Terms};
 
 /// What describes it all, for programs.
 pub(super) const OPENAPI: &str = include_str!("openapi.json");
@@ -57,20 +57,15 @@ pub(super) fn find(method: &Method, path: &str, query: Option<&str>) -> Result<F
         }))),
         ["config"] if is(Method::GET) => plain(Request::Config),
         ["config"] if is(Method::PUT) => Ok(Found::Request(Box::new(move |body| {
-            let options = Options::of_query(&query, &["save", "force", "confirm"])?;
-            Ok(Request::Put {
-                text: text(body)?,
-                save: options.switch("save")?,
-                force: options.switch("force")?,
-                confirm: options.duration("confirm")?,
-            })
+            let options = Options::of_query(&query, &["save", "force", "confirm", "guard"])?;
+            Ok(Request::Put { text: text(body)?, save: options.switch("save")?, terms: options.terms()? })
         }))),
         ["config", "validate"] if is(Method::POST) => {
             Ok(Found::Request(Box::new(|body| Ok(Request::Validate(text(body)?)))))
         }
         ["reload"] if is(Method::POST) => Ok(Found::Request(Box::new(|body| {
-            let options = Options::of_body(body, &["force", "confirm"])?;
-            Ok(Request::Reload { force: options.switch("force")?, confirm: options.duration("confirm")? })
+            let options = Options::of_body(body, &["force", "confirm", "guard"])?;
+            Ok(Request::Reload(options.terms()?))
         }))),
         ["confirm"] if is(Method::POST) => plain(Request::Confirm),
         ["upgrade"] if is(Method::POST) => plain(Request::Upgrade),
@@ -143,6 +138,15 @@ impl Options {
 
     fn get(&self, key: &str) -> Option<&Value> {
         self.0.iter().find(|(known, _)| known == key).map(|(_, value)| value).filter(|value| !value.is_null())
+    }
+
+    fn terms(&self) -> Result<Terms, String> {
+        let (force, guard) = (self.switch("force")?, self.switch("guard")?);
+        let confirm = self.duration("confirm")?;
+        if guard && confirm.is_none() {
+            return Err("`guard` goes with `confirm`: for how long is it to be watched?".to_owned());
+        }
+        Ok(Terms { force, confirm, guard })
     }
 
     fn switch(&self, key: &str) -> Result<bool, String> {
@@ -218,6 +222,7 @@ mod tests {
             (Method::POST, "/reload", "{\"confirm\": \"soon\"}", "`confirm` must be a time"),
             (Method::POST, "/reload", "{\"confirm\": \"0s\"}", "`confirm` must be a time"),
             (Method::POST, "/reload", "{\"forc\": true}", "there is no `forc`"),
+            (Method::POST, "/reload", "{\"guard\": true}", "`guard` goes with `confirm`"),
             (Method::POST, "/reload", "[]", "must be a JSON object"),
             (Method::POST, "/rollback", "{\"to\": -1}", "`to` must be a number"),
             (Method::POST, "/pools/a/backends/b/weight", "{\"weight\": 4294967296}", "too large"),

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foregate_edge::{Change, Gateway, Live};
@@ -32,14 +33,22 @@ enum What {
     Serve(Serve),
 }
 
+/// On what terms a change is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// Also if it was rolled back before.
+    pub(crate) force: bool,
+    /// Goes back by itself unless somebody confirms within this time.
+    pub(crate) confirm: Option<Duration>,
+    /// Or sooner, if things get worse.
+    pub(crate) guard: bool,
+}
+
 /// How it is to be served.
 struct Serve {
     /// For the history.
     how: String,
-    /// Also if it was rolled back before.
-    force: bool,
-    /// Goes back by itself unless somebody confirms within this time.
-    confirm: Option<Duration>,
+    terms: Terms,
     /// Write it to this file.
     save: Option<PathBuf>,
     /// What is served now is not to come again by accident.
@@ -52,7 +61,28 @@ pub(super) struct Probation {
     pub(super) until: Instant,
     /// What was served before, and its number.
     before: (Vec<File>, u64),
+    guard: Option<Guard>,
+    /// Why it is over before that.
+    why: Option<String>,
 }
+
+/// How things were before a change.
+#[derive(Debug)]
+struct Guard {
+    /// Requests answered, and those of them with a 5xx, when it was made.
+    answers: (u64, u64),
+    /// Which share of answers failed in the minute before.
+    share: f64,
+    /// Pools that had a usable VM.
+    usable: Vec<Arc<str>>,
+}
+
+/// So many answers say something.
+const ENOUGH: u64 = 50;
+/// By so much more of them must fail.
+const WORSE: f64 = 0.1;
+/// Seconds that tell how things are.
+const MINUTE: usize = 60;
 
 /// Waits until it is read.
 pub(super) async fn loaded(job: &mut Option<Job>) -> Result<Loaded, Refused> {
@@ -77,18 +107,12 @@ impl Control {
         }
     }
 
-    pub(super) fn reload(
-        &mut self,
-        force: bool,
-        confirm: Option<Duration>,
-        by: String,
-        reply: Option<Sender<Reply>>,
-    ) -> Option<Job> {
+    pub(super) fn reload(&mut self, terms: Terms, by: String, reply: Option<Sender<Reply>>) -> Option<Job> {
         let main = match self.may_change().and_then(|()| self.main_file()) {
             Ok(main) => main,
             Err(refused) => return self.refuse(reply, refused),
         };
-        let what = Serve { how: "reload".to_owned(), force, confirm, save: None, goes_back: false };
+        let what = Serve { how: "reload".to_owned(), terms, save: None, goes_back: false };
         Some(self.job(What::Serve(what), by, reply, move |live| config::load(&main, Some(live))))
     }
 
@@ -96,8 +120,7 @@ impl Control {
         &mut self,
         text: String,
         save: bool,
-        force: bool,
-        confirm: Option<Duration>,
+        terms: Terms,
         by: String,
         reply: Option<Sender<Reply>>,
     ) -> Option<Job> {
@@ -106,8 +129,7 @@ impl Control {
             Err(refused) => return self.refuse(reply, refused),
         };
         let how = if save { "put, saved" } else { "put" };
-        let what =
-            Serve { how: how.to_owned(), force, confirm, save: save.then(|| main.clone()), goes_back: false };
+        let what = Serve { how: how.to_owned(), terms, save: save.then(|| main.clone()), goes_back: false };
         Some(self.job(What::Serve(what), by, reply, move |live| load_text(&main, &text, live)))
     }
 
@@ -143,10 +165,10 @@ impl Control {
 
     /// Nobody has confirmed.
     pub(super) fn go_back(&mut self) -> Option<Job> {
-        let Probation { before: (files, number), .. } = self.probation.take()?;
-        tracing::warn!("nobody has confirmed configuration {}: going back", self.running.number);
-        let how = format!("rollback to {number}: not confirmed");
-        Some(self.going_back(files, how, "nobody confirmed".to_owned(), None))
+        let Probation { before: (files, number), why, .. } = self.probation.take()?;
+        let why = why.unwrap_or_else(|| "nobody has confirmed".to_owned());
+        tracing::warn!("configuration {}: {why}: going back", self.running.number);
+        Some(self.going_back(files, format!("rollback to {number}"), why, None))
     }
 
     pub(super) fn confirm(&mut self, by: &str) -> Reply {
@@ -158,7 +180,8 @@ impl Control {
     }
 
     fn going_back(&self, files: Vec<File>, how: String, by: String, reply: Option<Sender<Reply>>) -> Job {
-        let what = Serve { how, force: true, confirm: None, save: None, goes_back: true };
+        let terms = Terms { force: true, ..Terms::default() };
+        let what = Serve { how, terms, save: None, goes_back: true };
         self.job(What::Serve(what), by, reply, move |live| config::load_files(&files, Some(live)))
     }
 
@@ -226,7 +249,7 @@ impl Control {
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is draining"));
         };
         let is_running = history::content(&loaded.files) == history::content(&self.running.files);
-        if !serve.force && !is_running && self.history.is_refused(&loaded.files) {
+        if !serve.terms.force && !is_running && self.history.is_refused(&loaded.files) {
             return Err(Refused::new(
                 StatusCode::CONFLICT,
                 "this configuration was rolled back; change it, or take it all the same with --force",
@@ -238,6 +261,7 @@ impl Control {
         if let Some(file) = &serve.save {
             save(file, &loaded.files).map_err(conflict)?;
         }
+        let guard = Some(self.how_things_are());
         // From here on nothing fails.
         let lines = diff(&self.running.files, &loaded.files);
         let before = std::mem::take(&mut self.running.files);
@@ -251,9 +275,12 @@ impl Control {
             &mut self.running.number,
             self.history.add(&self.running.files, by, &serve.how),
         );
-        self.probation = serve
-            .confirm
-            .map(|limit| Probation { until: Instant::now() + limit, before: (before, number_before) });
+        self.probation = serve.terms.confirm.map(|limit| Probation {
+            until: Instant::now() + limit,
+            before: (before, number_before),
+            guard: guard.filter(|_| serve.terms.guard),
+            why: None,
+        });
         let took = begun.elapsed();
         tracing::info!(
             by,
@@ -266,7 +293,47 @@ impl Control {
         for what in &waiting {
             tracing::warn!("{what}: it takes a restart");
         }
-        Ok(self.outcome(&lines, &waiting, took, serve.confirm))
+        Ok(self.outcome(&lines, &waiting, took, serve.terms.confirm))
+    }
+
+    fn how_things_are(&self) -> Guard {
+        let live = self.live.load();
+        let usable = live.routing.pools().iter().filter(|pool| pool.any_usable());
+        let now = self.gateway.as_ref().map(Gateway::answers).unwrap_or_default();
+        let then = self.answers.front().copied().unwrap_or_default();
+        Guard {
+            answers: now,
+            share: share(then, now),
+            usable: usable.map(|pool| pool.name.clone()).collect(),
+        }
+    }
+
+    /// Looks, once a second, whether a change that waits to be confirmed has made things worse, and if so has it undone.
+    pub(super) fn guard(&mut self) {
+        let Some(now) = self.gateway.as_ref().map(Gateway::answers) else { return };
+        if self.answers.len() >= MINUTE {
+            self.answers.pop_front();
+        }
+        self.answers.push_back(now);
+        let worse =
+            self.probation.as_ref().and_then(|probation| self.is_worse(probation.guard.as_ref()?, now));
+        if let (Some(why), Some(probation)) = (worse, &mut self.probation) {
+            (probation.until, probation.why) = (Instant::now(), Some(why));
+        }
+    }
+
+    fn is_worse(&self, guard: &Guard, now: (u64, u64)) -> Option<String> {
+        let live = self.live.load();
+        let lost =
+            |pool: &&Arc<foregate_routing::Pool>| guard.usable.contains(&pool.name) && !pool.any_usable();
+        if let Some(pool) = live.routing.pools().iter().find(lost) {
+            return Some(format!("the pool {} has no usable backend any more", pool.name));
+        }
+        let failing = share(guard.answers, now);
+        let enough = now.0.saturating_sub(guard.answers.0) >= ENOUGH;
+        let percent = |share: f64| format!("{:.0} %", share * 100.0);
+        (enough && failing >= guard.share + WORSE)
+            .then(|| format!("{} of the answers fail, it was {}", percent(failing), percent(guard.share)))
     }
 
     fn outcome(
@@ -326,6 +393,12 @@ impl Control {
         }
         waiting
     }
+}
+
+/// Which share of the answers between the two failed.
+fn share(then: (u64, u64), now: (u64, u64)) -> f64 {
+    let (all, failed) = (now.0.saturating_sub(then.0), now.1.saturating_sub(then.1));
+    if all == 0 { 0.0 } else { failed as f64 / all as f64 }
 }
 
 /// A text in the place of the main file.

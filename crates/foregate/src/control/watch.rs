@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
-use super::{Ask, Request};
+use super::{Ask, Request, Terms};
 use crate::config;
 
 const LOOK: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub(super) async fn watch(watch: Watch, asks: UnboundedSender<Ask>) {
         }
         served = now;
         let (reply, answered) = oneshot::channel();
-        let request = Request::Reload { force: false, confirm: None };
+        let request = Request::Reload(Terms::default());
         if asks.send(Ask { request, by: "the files changed".to_owned(), reply: Some(reply) }).is_err() {
             return;
         }
