@@ -256,7 +256,7 @@ async fn a_self_signed_certificate_is_made_and_kept() {
         assert!(unknown.to_string().contains("UnknownIssuer"), "{unknown}");
         // It is kept beside the serving, so the end is awaited.
         gw.stop().await;
-        seen.push(files(state.path()));
+        seen.push(files(&state.path().join("self-signed")));
     }
     assert!(!seen[0].is_empty());
     assert!(
