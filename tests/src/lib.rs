@@ -26,6 +26,7 @@ mod fields;
 pub mod foreign;
 pub mod frames;
 mod gateway;
+mod held;
 pub mod http3;
 mod origin;
 mod pattern;
@@ -44,6 +45,7 @@ pub use client::{
 };
 pub use fields::{Fields, latin1};
 pub use gateway::{Builder as GatewayBuilder, Gateway, binary, check, gateway};
+pub use held::{Held, holding};
 pub use origin::{Builder as OriginBuilder, Call, Delivery, Origin, Raw, Recorded, origin, raw};
 pub use pattern::{Digest, block, digest_of};
 pub use ports::{Lease, closed_port, lease};

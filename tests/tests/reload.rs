@@ -7,34 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use foregate_tests::{
-    Client, Fields, Gateway, Origin, Version, eventually, eventually_async, gateway, get, lease, origin,
-    within,
+    Client, Fields, Gateway, Held, Origin, Version, eventually, eventually_async, gateway, get, holding,
+    lease, origin, within,
 };
 use futures_util::{SinkExt, StreamExt};
 use rustix::process::Signal;
 use tokio::sync::Notify;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
-
-/// A VM of this name that holds `/held` until told, and echoes WebSockets.
-async fn vm(name: &str, release: &Arc<Notify>) -> Origin {
-    let bell = release.clone();
-    origin()
-        .named(name)
-        .on("/held", move |call| {
-            let bell = bell.clone();
-            Box::pin(async move {
-                call.start(200, &Fields::new(), None).await;
-                call.write("first".into()).await.unwrap();
-                bell.notified().await;
-                call.write(" last".into()).await.unwrap();
-                call.finish(&Fields::new()).await;
-            })
-        })
-        .on("/ws", |call| Box::pin(call.websocket()))
-        .start()
-        .await
-}
 
 fn pool(backends: &[&Origin]) -> String {
     let entry = |vm: &&Origin| format!("{{ address = \"{}\", name = \"{}\" }}", vm.address(), vm.name());
@@ -61,17 +41,11 @@ async fn answers(gw: &Gateway, version: Version) -> String {
 #[tokio::test]
 async fn nothing_is_lost_while_everything_changes() {
     let release = Arc::new(Notify::new());
-    let (a, b) = (vm("a", &release).await, vm("b", &release).await);
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
     let gw = Arc::new(scene(&[&a]).await);
 
     // Downloads and a WebSocket that last longer than everything else.
-    let mut held = Vec::new();
-    for version in Version::ALL {
-        let client = gw.client(version, "shop.test").await;
-        let mut exchange = client.open(&get("/held")).await.unwrap();
-        assert_eq!(exchange.down.head(&mut Vec::new()).await.unwrap().0, 200);
-        held.push((version, client, exchange));
-    }
+    let held = Held::all(&gw, "shop.test").await;
     let stream = gw.dial("shop.test").http1(false).await.unwrap();
     let (mut socket, _) = client_async("ws://shop.test/ws", stream).await.unwrap();
 
@@ -133,19 +107,15 @@ async fn nothing_is_lost_while_everything_changes() {
     let echo = within("an echo", socket.next()).await.unwrap().unwrap();
     assert_eq!(echo.into_text().unwrap().as_str(), "still there?");
     release.notify_waiters();
-    for (version, _client, mut exchange) in held {
-        let mut body = Vec::new();
-        while let Some(piece) = exchange.down.data().await.unwrap_or_else(|e| panic!("{version:?}: {e}")) {
-            body.extend_from_slice(&piece);
-        }
-        assert_eq!(body, b"first last", "{version:?}");
+    for held in held {
+        held.ends_whole().await;
     }
 }
 
 #[tokio::test]
 async fn what_is_wrong_changes_nothing() {
     let release = Arc::default();
-    let (a, stranger) = (vm("a", &release).await, std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let (a, stranger) = (holding("a", &release).await, std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let taken = stranger.local_addr().unwrap().port();
     let gw = scene(&[&a]).await;
     gw.told(&["drain", "app/a"]).await;
@@ -234,7 +204,7 @@ fn sockets(gw: &Gateway) -> Vec<String> {
 #[tokio::test]
 async fn addresses_and_ports_come_and_go() {
     let release = Arc::new(Notify::new());
-    let a = vm("a", &release).await;
+    let a = holding("a", &release).await;
     let gw = scene(&[&a]).await;
     let (other, http, https) = (lease(), gw.http_port(), gw.https_port());
     // One more HTTPS port, and one more address for all ports: HTTP/3 too.
@@ -261,10 +231,7 @@ async fn addresses_and_ports_come_and_go() {
     let mut held = Vec::new();
     for version in Version::ALL {
         let dial = gw.dial("shop.test").to("127.0.0.2", http, other.port);
-        let client = Client::connect(&dial, version).await.unwrap();
-        let mut exchange = client.open(&get("/held")).await.unwrap();
-        exchange.down.head(&mut Vec::new()).await.unwrap();
-        held.push((version, client, exchange));
+        held.push(Held::begin(Client::connect(&dial, version).await.unwrap(), version).await);
     }
     gw.edit(|text| {
         text.replace("[\"127.0.0.1\", \"127.0.0.2\"]", "[\"127.0.0.1\"]")
@@ -278,12 +245,8 @@ async fn addresses_and_ports_come_and_go() {
         assert_eq!(gone.is_err(), !plain(version), "{version:?}");
     }
     release.notify_waiters();
-    for (version, _client, mut exchange) in held {
-        let mut body = Vec::new();
-        while let Some(piece) = exchange.down.data().await.unwrap_or_else(|e| panic!("{version:?}: {e}")) {
-            body.extend_from_slice(&piece);
-        }
-        assert_eq!(body, b"first last", "{version:?}");
+    for held in held {
+        held.ends_whole().await;
     }
     // And come back at once.
     gw.edit(|text| text.replace("[\"127.0.0.1\"]", "[\"127.0.0.1\", \"127.0.0.2\"]"));
@@ -313,15 +276,13 @@ async fn addresses_and_ports_come_and_go() {
 #[tokio::test]
 async fn a_vm_that_is_gone_ends_what_it_has_begun_and_then_its_websockets() {
     let release = Arc::new(Notify::new());
-    let (a, b) = (vm("a", &release).await, vm("b", &release).await);
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
     let gw = scene(&[&a]).await;
     gw.edit(|text| text.replace("[server]", "[server]\ntimeouts = { drain = \"1s\" }"));
     gw.told(&["reload"]).await;
     let stream = gw.dial("shop.test").http1(false).await.unwrap();
     let (mut socket, _) = client_async("ws://shop.test/ws", stream).await.unwrap();
-    let client = gw.client(Version::H2, "shop.test").await;
-    let mut exchange = client.open(&get("/held")).await.unwrap();
-    exchange.down.head(&mut Vec::new()).await.unwrap();
+    let held = Held::begin(gw.client(Version::H2, "shop.test").await, Version::H2).await;
     gw.edit(|text| with_pool(&text, &[&b]));
     gw.told(&["reload"]).await;
     assert_eq!(answers(&gw, Version::H1).await, "b");
@@ -329,16 +290,13 @@ async fn a_vm_that_is_gone_ends_what_it_has_begun_and_then_its_websockets() {
     let Message::Close(Some(frame)) = close else { panic!("{close:?}") };
     assert_eq!(u16::from(frame.code), 1001);
     release.notify_waiters();
-    let mut body = Vec::new();
-    while let Some(piece) = exchange.down.data().await.unwrap() {
-        body.extend_from_slice(&piece);
-    }
-    assert_eq!(body, b"first last", "a request is not a WebSocket: it ends by itself");
+    // A request is not a WebSocket: it ends by itself.
+    held.ends_whole().await;
 }
 
 #[tokio::test]
 async fn connections_to_unchanged_vms_are_kept() {
-    let a = vm("a", &Arc::default()).await;
+    let a = holding("a", &Arc::default()).await;
     let gw = scene(&[&a]).await;
     gw.edit(|text| text.replace("workers = 2", "workers = 1"));
     assert!(gw.told(&["reload"]).await.contains("waits for a restart: server.workers 2 -> 1"));
@@ -355,7 +313,7 @@ async fn connections_to_unchanged_vms_are_kept() {
 #[tokio::test]
 async fn what_operators_say_holds_over_reloads() {
     let release = Arc::default();
-    let (a, b) = (vm("a", &release).await, vm("b", &release).await);
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
     let gw = scene(&[&a, &b]).await;
     let shares = async || {
         let client = gw.client(Version::H2, "shop.test").await;
@@ -397,7 +355,7 @@ async fn what_operators_say_holds_over_reloads() {
 #[tokio::test]
 async fn one_can_go_back() {
     let release = Arc::default();
-    let (a, b) = (vm("a", &release).await, vm("b", &release).await);
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
     let gw = scene(&[&a]).await;
     gw.edit(|text| with_pool(&text, &[&b]));
     assert_eq!(
@@ -426,7 +384,7 @@ async fn one_can_go_back() {
 #[tokio::test]
 async fn who_does_not_confirm_gets_back_what_was() {
     let release = Arc::default();
-    let (a, b) = (vm("a", &release).await, vm("b", &release).await);
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
     let gw = scene(&[&a]).await;
     gw.edit(|text| with_pool(&text, &[&b]));
     gw.told(&["reload", "--confirm", "2s"]).await;
@@ -448,7 +406,7 @@ async fn who_does_not_confirm_gets_back_what_was() {
 async fn a_change_that_makes_things_worse_is_undone() {
     let release = Arc::default();
     let (a, b) = (
-        vm("a", &release).await,
+        holding("a", &release).await,
         origin()
             .named("b")
             .on("/", |call| {
@@ -482,7 +440,7 @@ async fn a_change_that_makes_things_worse_is_undone() {
 #[tokio::test]
 async fn files_that_change_are_followed() {
     let release = Arc::default();
-    let (a, b) = (vm("a", &release).await, vm("b", &release).await);
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
     let gw = gateway()
         .named(&["shop.test"])
         .flag("--watch")
@@ -530,7 +488,7 @@ async fn ask(port: u16, head: &str, body: &str) -> (u16, String) {
 #[tokio::test]
 async fn the_administration_takes_configurations_from_those_who_know_the_token() {
     let release = Arc::default();
-    let (a, b) = (vm("a", &release).await, vm("b", &release).await);
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
     let admin = lease();
     let site = "[sites.\"shop.test\"]\npool = \"app\"\n";
     let token = "0123456789abcdef0123456789abcdef";
@@ -594,7 +552,7 @@ async fn the_administration_takes_configurations_from_those_who_know_the_token()
 
 #[tokio::test]
 async fn a_service_manager_is_told() {
-    let a = vm("a", &Arc::default()).await;
+    let a = holding("a", &Arc::default()).await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = tokio::net::UnixDatagram::bind(&path).unwrap();
@@ -627,7 +585,7 @@ async fn a_service_manager_is_told() {
 #[tokio::test]
 async fn a_state_folder_that_cannot_be_written_stops_nobody() {
     let release = Arc::default();
-    let (a, b) = (vm("a", &release).await, vm("b", &release).await);
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
     let gw = scene(&[&a]).await;
     let state = gw.folder().join("state");
     std::fs::remove_dir_all(&state).unwrap();

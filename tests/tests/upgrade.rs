@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use foregate_tests::{
-    Client, Exchange, Fields, Gateway, GatewayBuilder, Origin, Version, eventually, eventually_async,
-    gateway, get, origin, within,
+    Gateway, GatewayBuilder, Held, Origin, Version, eventually, eventually_async, gateway, get, holding,
+    within,
 };
 use futures_util::{SinkExt, StreamExt};
 use rustix::process::{Signal, kill_process};
@@ -17,26 +17,6 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
-
-/// A VM that holds `/held` until told, and echoes WebSockets.
-async fn vm(release: &Arc<Notify>) -> Origin {
-    let bell = release.clone();
-    origin()
-        .named("a")
-        .on("/held", move |call| {
-            let bell = bell.clone();
-            Box::pin(async move {
-                call.start(200, &Fields::new(), None).await;
-                call.write("first".into()).await.unwrap();
-                bell.notified().await;
-                call.write(" last".into()).await.unwrap();
-                call.finish(&Fields::new()).await;
-            })
-        })
-        .on("/ws", |call| Box::pin(call.websocket()))
-        .start()
-        .await
-}
 
 fn before(vm: &Origin, drain: &str) -> GatewayBuilder {
     gateway()
@@ -128,36 +108,21 @@ async fn is_alone(gw: &Gateway) {
     .await;
 }
 
-async fn rest_of(held: Vec<(Version, Client, Exchange)>) {
-    for (version, _client, mut exchange) in held {
-        let mut body = Vec::new();
-        while let Some(piece) = exchange.down.data().await.unwrap_or_else(|e| panic!("{version:?}: {e}")) {
-            body.extend_from_slice(&piece);
-        }
-        assert_eq!(body, b"first last", "{version:?}");
+async fn rest_of(all: Vec<Held>) {
+    for held in all {
+        held.ends_whole().await;
     }
-}
-
-async fn hold(gw: &Gateway) -> Vec<(Version, Client, Exchange)> {
-    let mut held = Vec::new();
-    for version in Version::ALL {
-        let client = gw.client(version, "shop.test").await;
-        let mut exchange = client.open(&get("/held")).await.unwrap();
-        assert_eq!(exchange.down.head(&mut Vec::new()).await.unwrap().0, 200);
-        held.push((version, client, exchange));
-    }
-    held
 }
 
 #[tokio::test]
 async fn nothing_is_lost_while_processes_follow_each_other() {
     let release = Arc::new(Notify::new());
-    let vm = vm(&release).await;
+    let vm = holding("a", &release).await;
     let gw = Arc::new(before(&vm, "20s").start().await);
     let crowd = Crowd::gather(&gw).await;
     // Three times: the third has the first one's sockets again.
     for round in 0..3 {
-        let held = hold(&gw).await;
+        let held = Held::all(&gw, "shop.test").await;
         let stream = gw.dial("shop.test").http1(false).await.unwrap();
         let (mut socket, _) = client_async("ws://shop.test/ws", stream).await.unwrap();
         let old = pid(&gw).await;
@@ -187,7 +152,7 @@ async fn nothing_is_lost_while_processes_follow_each_other() {
 
 #[tokio::test]
 async fn what_is_known_goes_on() {
-    let vm = vm(&Arc::default()).await;
+    let vm = holding("a", &Arc::default()).await;
     let gw = before(&vm, "5s").named(&["new.test"]).start().await;
     let backend = format!("sites.shop.test/{}", vm.address());
     gw.told(&["weight", &backend, "7"]).await;
@@ -218,9 +183,9 @@ fn install_file(gw: &Gateway, file: &Path) {
 #[tokio::test]
 async fn a_successor_that_fails_changes_nothing() {
     let release = Arc::new(Notify::new());
-    let vm = vm(&release).await;
+    let vm = holding("a", &release).await;
     let gw = Arc::new(before(&vm, "5s").copied("program").start().await);
-    let (crowd, held) = (Crowd::gather(&gw).await, hold(&gw).await);
+    let (crowd, held) = (Crowd::gather(&gw).await, Held::all(&gw, "shop.test").await);
     let old = pid(&gw).await;
     for (program, complaint) in [
         (&b"#!/bin/sh\nexit 3\n"[..], "ended before it served (exit status: 3)"),
@@ -269,9 +234,9 @@ async fn a_successor_that_fails_changes_nothing() {
 #[tokio::test]
 async fn the_successor_of_a_process_that_is_killed_goes_on() {
     let release = Arc::new(Notify::new());
-    let vm = vm(&release).await;
+    let vm = holding("a", &release).await;
     let gw = before(&vm, "20s").start().await;
-    let mut held = hold(&gw).await;
+    let mut held = Held::all(&gw, "shop.test").await;
     gw.told(&["upgrade"]).await;
     gw.process.signal(Signal::KILL);
     is_alone(&gw).await;
@@ -280,8 +245,8 @@ async fn the_successor_of_a_process_that_is_killed_goes_on() {
         assert_eq!((reply.status, reply.vm()), (200, "a"), "{version:?}");
     }
     // Clients of the dead process need not wait for a time-out: their next packet is answered with a stateless reset.
-    let (_, client, _exchange) = held.pop().unwrap();
-    let (begun, quic) = (std::time::Instant::now(), client.quic());
+    let held = held.pop().unwrap();
+    let (begun, quic) = (std::time::Instant::now(), held.client.quic());
     let (mut send, _) = quic.open_bi().await.unwrap();
     _ = send.write_all(b"anybody?").await;
     let reason = within("an end", quic.closed()).await.to_string();

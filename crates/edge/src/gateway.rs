@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use foregate_routing::Publisher;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::watch;
 
 use crate::advertise::{self, Advertising};
@@ -18,7 +18,7 @@ use crate::listen::{BindError, Handed, Listeners, Listening, Opened, Plan};
 use crate::pressure::Pressure;
 use crate::quic::{Group, Keys, Set, Sets};
 use crate::settings::Settings;
-use crate::thread::{self, Order};
+use crate::thread::{self, Order, Report};
 use crate::{Concern, Live};
 
 /// Open files that are neither connections nor a worker's own: logs, certificates, probes, the resolver.
@@ -42,16 +42,8 @@ pub struct Gateway {
     live: Publisher<Live>,
     connections: Arc<Connections>,
     pressure: Arc<Pressure>,
-    /// What the prober hears of: each new snapshot, and the end.
-    news: watch::Sender<News>,
-}
-
-/// What there is to know beside the snapshot.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct News {
-    /// How many snapshots there have been.
-    pub(crate) snapshots: u64,
-    pub(crate) over: bool,
+    /// What the prober hears of: each new snapshot, and whether it is the end.
+    news: watch::Sender<bool>,
 }
 
 /// What a process leaves to its successor.
@@ -172,7 +164,7 @@ impl Gateway {
         }
         let listening = std::mem::take(&mut plan.listening);
         listeners.commit(plan, Duration::ZERO);
-        let (news, hears) = watch::channel(News::default());
+        let (news, hears) = watch::channel(false);
         advertise::probe(live.clone(), &advertising, hears)
             .map_err(|error| StartError::Worker(error.to_string()))?;
         Ok(Gateway { listening, listeners, waiting, orders, threads, live, connections, pressure, news })
@@ -229,27 +221,19 @@ impl Gateway {
     pub async fn follow(&mut self, change: Change, limit: Duration) -> Vec<String> {
         let Change { mut plan, connections, per_client } = change;
         self.connections.set(connections, per_client);
-        let (report, mut reports) = mpsc::unbounded_channel();
         self.listening = std::mem::take(&mut plan.listening);
-        for (order, opened) in self.orders.iter().zip(std::mem::take(&mut plan.opened)) {
-            _ = order.send(Order::Listen(opened, report.clone()));
-        }
         // What is new listens before what is old is left: they may share a socket.
-        let mut failed = all(&mut reports, self.orders.len()).await;
-        let left = self.listeners.commit(plan, limit);
-        for order in &self.orders {
-            _ = order.send(Order::Leave(left.clone(), limit, report.clone()));
-            _ = order.send(Order::Look);
-        }
-        failed.extend(all(&mut reports, self.orders.len()).await);
-        self.news.send_modify(|news| news.snapshots += 1);
+        let mut failed = self.have(std::mem::take(&mut plan.opened), Order::Listen).await;
+        let left = vec![self.listeners.commit(plan, limit); self.workers()];
+        failed.extend(self.have(left, |left, report| Order::Leave(left, limit, report)).await);
+        self.look();
         failed
     }
 
     /// Has the workers look at what is published now, also those that have nothing else to do.
     pub fn look(&self) {
         self.orders.iter().for_each(|order| _ = order.send(Order::Look));
-        self.news.send_modify(|news| news.snapshots += 1);
+        self.news.send_modify(|_| {});
     }
 
     /// Closes what nobody uses any more. Call it from time to time.
@@ -262,19 +246,14 @@ impl Gateway {
     /// # Errors
     /// There are too many open files.
     pub fn bequeath(&self) -> io::Result<Heritage> {
-        let set = match self.listeners.set() {
-            Set::First => Set::Second,
-            Set::Second => Set::First,
-        };
+        let set = self.listeners.set().other();
         Ok(Heritage { workers: self.workers(), set, sockets: self.listeners.bequeath()? })
     }
 
     /// Leaves the other set of UDP sockets to another process.
     pub async fn share(&mut self) {
         self.listeners.share();
-        let (report, mut reports) = mpsc::unbounded_channel();
-        self.orders.iter().for_each(|order| _ = order.send(Order::GiveUp(report.clone())));
-        all(&mut reports, self.orders.len()).await;
+        self.have(vec![(); self.workers()], |(), report| Order::GiveUp(report)).await;
     }
 
     /// Nobody has the other set any more: its packets are ours, and new ones come to our own. Returns what workers could
@@ -285,31 +264,42 @@ impl Gateway {
             Err(error) => return vec![error.to_string()],
         };
         self.listeners.take_over();
-        let (report, mut reports) = mpsc::unbounded_channel();
-        for (order, sockets) in self.orders.iter().zip(idle) {
-            _ = order.send(Order::Adopt(sockets, report.clone()));
-        }
-        all(&mut reports, self.orders.len()).await
+        self.have(idle, Order::Adopt).await
     }
 
     /// Listens, in the place of the process before. Returns what workers could not do.
     pub async fn take_over(&mut self) -> Vec<String> {
         let Some(opened) = self.waiting.take() else { return Vec::new() };
-        let (report, mut reports) = mpsc::unbounded_channel();
-        for (order, opened) in self.orders.iter().zip(opened) {
-            _ = order.send(Order::Listen(opened, report.clone()));
-        }
-        let failed = all(&mut reports, self.orders.len()).await;
+        let failed = self.have(opened, Order::Listen).await;
         // Only now that somebody reads what comes.
         self.listeners.take_over();
         failed
+    }
+
+    /// Has each worker do its part, and returns what they complain of.
+    async fn have<T>(&self, parts: Vec<T>, order: impl Fn(T, Report) -> Order) -> Vec<String> {
+        let (report, mut reports) = mpsc::unbounded_channel();
+        for (worker, part) in self.orders.iter().zip(parts) {
+            _ = worker.send(order(part, report.clone()));
+        }
+        let mut complaints = Vec::new();
+        for _ in &self.orders {
+            // One that has panicked reports nothing.
+            let report = tokio::time::timeout(Duration::from_secs(5), reports.recv()).await;
+            match report {
+                Ok(Some(Ok(()))) => {}
+                Ok(Some(Err(complaint))) => complaints.push(complaint),
+                Ok(None) | Err(_) => complaints.push("a worker did not do as it was told".to_owned()),
+            }
+        }
+        complaints
     }
 
     /// Stops accepting, finishes what runs, at most `settings.timeouts.drain`, and returns when the
     /// workers are gone. `handed_over`: a successor accepts what is new. Blocks.
     pub fn drain(mut self, handed_over: bool) {
         let limit = self.live.load().settings.timeouts.drain;
-        self.news.send_modify(|news| news.over = true);
+        self.news.send_replace(true);
         self.listeners.hang_up();
         for order in &self.orders {
             _ = order.send(Order::Drain { limit, handed_over });
@@ -320,21 +310,6 @@ impl Gateway {
             }
         }
     }
-}
-
-/// Waits for so many reports, and returns what they complain of.
-async fn all(reports: &mut UnboundedReceiver<Result<(), String>>, count: usize) -> Vec<String> {
-    let mut complaints = Vec::new();
-    for _ in 0..count {
-        // One that has panicked reports nothing.
-        let report = tokio::time::timeout(Duration::from_secs(5), reports.recv()).await;
-        match report {
-            Ok(Some(Ok(()))) => {}
-            Ok(Some(Err(complaint))) => complaints.push(complaint),
-            Ok(None) | Err(_) => complaints.push("a worker did not do as it was told".to_owned()),
-        }
-    }
-    complaints
 }
 
 fn wanted_workers(settings: &Settings) -> usize {

@@ -33,12 +33,12 @@ use tokio::time::{Interval, interval, sleep_until, timeout};
 use crate::admin::Server;
 use crate::blueprint::Blueprint;
 use crate::cli::Exit;
-use crate::config::{Admin, File, Loaded};
+use crate::config::{Admin, Loaded};
 use crate::run::{Signals, Told, failed};
 use crate::systemd;
-use crate::upgrade::{self, Testament};
+use crate::upgrade::Testament;
 
-use self::history::History;
+use self::history::{History, Written};
 pub(crate) use self::overrides::Overrides;
 pub(crate) use self::reload::Terms;
 use self::reload::{Job, Probation};
@@ -142,7 +142,7 @@ pub(crate) struct Control {
     /// The process before this one, while it drains.
     predecessor: Option<Predecessor>,
     /// What ends with this process, where another has taken over.
-    successor: Option<upgrade::Predecessor>,
+    successor: Option<UnixStream>,
     /// The inbox, for those of us who ask too.
     asks: UnboundedSender<Ask>,
     /// Snapshots that workers may still hold: it takes time to give back a large one, and here nobody waits for that.
@@ -153,7 +153,7 @@ pub(crate) struct Control {
 /// What is served.
 #[derive(Debug)]
 struct Running {
-    files: Vec<File>,
+    written: Written,
     /// In the history.
     number: u64,
     state_dir: PathBuf,
@@ -189,13 +189,13 @@ impl Control {
         let admin = Server::new(asks.clone());
         let live = Publisher::new(loaded.live);
         let history = History::open(&loaded.state_dir);
-        if testament.is_none() && history.is_refused(&loaded.files) {
+        let written = Written::new(loaded.files);
+        if testament.is_none() && history.is_refused(&written) {
             tracing::warn!(
                 "this configuration was rolled back before: it is served now, since at a start the file is the truth"
             );
         }
-        let running =
-            Running { files: loaded.files, number: 0, state_dir: loaded.state_dir, waiting: Vec::new() };
+        let running = Running { written, number: 0, state_dir: loaded.state_dir, waiting: Vec::new() };
         let mut control = Control {
             live: live.clone(),
             gateway: None,
@@ -255,7 +255,7 @@ impl Control {
         self.predecessor = self.predecessor.take().zip(predecessor).and_then(|(p, channel)| p.at(channel));
         self.admin.open(admin)?;
         self.running.number = match self.origin {
-            Origin::File(_) => self.history.add(&self.running.files, "start", "start"),
+            Origin::File(_) => self.history.add(&self.running.written, "start", "start"),
             Origin::Made => 0,
         };
         Ok(())
@@ -421,9 +421,12 @@ impl Control {
     fn rebuild(&mut self) {
         let next = self.blueprint.next(&self.live.load(), &self.overrides);
         self.publish(next);
+        if let Some(gateway) = &self.gateway {
+            gateway.look();
+        }
     }
 
-    /// What is served from now on. Those it does not name any more get nothing, and what they have begun ends in time.
+    /// What is served from now on, once the workers look. Those it does not name any more get nothing, and what they have begun ends in time.
     fn publish(&mut self, next: Live) {
         let before = self.live.load();
         let next = self.live.publish(next);
@@ -432,9 +435,6 @@ impl Control {
             gone.vitals.set_duty(Duty::Drain, clock::now_nanos());
         }
         self.old.push(before);
-        if let Some(gateway) = &self.gateway {
-            gateway.look();
-        }
     }
 
     /// Once a second.
@@ -494,6 +494,13 @@ async fn over(drained: &mut Option<oneshot::Receiver<()>>) -> Result<(), oneshot
     match drained {
         Some(drained) => drained.await,
         None => std::future::pending().await,
+    }
+}
+
+/// What workers could not do, where nobody waits to hear it.
+pub(crate) fn complain_of(complaints: Vec<String>) {
+    for complaint in complaints {
+        tracing::error!("a worker does not listen as it should: {complaint}");
     }
 }
 

@@ -13,7 +13,7 @@ use crate::control::{Control, Origin, Watch};
 use crate::self_signed::SelfSigned;
 use crate::state::StickySecret;
 use crate::upgrade::Inherited;
-use crate::{debugging, systemd};
+use crate::{control, debugging, systemd};
 
 /// Serves until a signal asks for the end. `watch`: whose files to follow. `inherited`: from the process that this one is to
 /// replace. `announce` is called once, after everything listens.
@@ -62,9 +62,7 @@ pub(crate) fn serve(
         } else {
             predecessor = inherited.done().ok();
         }
-        for complaint in failed {
-            tracing::error!("a worker does not listen as it should: {complaint}");
-        }
+        control::complain_of(failed);
     }
     for listening in gateway.listeners() {
         say(format_args!("listening on {listening}"));

@@ -197,15 +197,16 @@ impl Successor {
         self.child.id()
     }
 
-    /// Has it take over, and waits until it has. Blocks.
+    /// Has it take over, and waits until it has. Blocks. What is returned is to be held until this process ends, which is how
+    /// the other one learns of it.
     ///
     /// # Errors
     /// It has not; nothing is left of it.
-    pub(crate) fn take_over(mut self) -> Result<Predecessor, String> {
+    pub(crate) fn take_over(mut self) -> Result<UnixStream, String> {
         let said =
             send_frame(&mut self.channel, &Word::of(TAKE_OVER)).and_then(|()| hear(&mut self.channel, DONE));
         match said {
-            Ok(said) if said.word == DONE_WORD => Ok(Predecessor { _channel: self.channel }),
+            Ok(said) if said.word == DONE_WORD => Ok(self.channel),
             Ok(_) => Err(self.dismiss("it does not say that it listens")),
             Err(error) => Err(self.dismiss(&trouble(&error))),
         }
@@ -229,12 +230,6 @@ impl Successor {
             None => format!("the new program does not serve: {why}"),
         }
     }
-}
-
-/// Held by a process that drains, until it ends.
-#[derive(Debug)]
-pub(crate) struct Predecessor {
-    _channel: UnixStream,
 }
 
 fn trouble(error: &io::Error) -> String {

@@ -17,7 +17,6 @@ use tokio::sync::watch;
 use super::judge::{Change, Judge, MANY, Seen};
 use super::{Advertising, Saying};
 use crate::Live;
-use crate::gateway::News;
 use crate::settings::AltSvc;
 
 /// How long one question may take. It goes to this machine, or to the router before it and back.
@@ -36,7 +35,7 @@ pub(super) const NOBODY: &str = "foregate.invalid";
 pub(crate) fn probe(
     live: Publisher<Live>,
     advertising: &Arc<Advertising>,
-    news: watch::Receiver<News>,
+    news: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let (first, found) = std::sync::mpsc::channel();
     let advertising = advertising.clone();
@@ -56,13 +55,13 @@ pub(crate) fn probe(
 async fn run(
     live: &Publisher<Live>,
     advertising: &Advertising,
-    mut news: watch::Receiver<News>,
+    mut news: watch::Receiver<bool>,
     first: std::sync::mpsc::Sender<()>,
 ) {
     let mut first = Some(first);
     let mut judge = Judge::new(Duration::ZERO);
     loop {
-        if news.borrow_and_update().over {
+        if *news.borrow_and_update() {
             return;
         }
         let current = live.load();
@@ -81,7 +80,7 @@ async fn run(
         judge.tell_for(max_age);
         let found = tokio::select! {
             found = examine(&current) => found,
-            _ = news.wait_for(|news| news.over) => return,
+            _ = news.wait_for(|over| *over) => return,
         };
         drop(current);
         let told = advertising.told.count();
@@ -129,7 +128,7 @@ async fn said_without_probing(
     advertising: &Advertising,
     always: bool,
     max_age: Duration,
-    news: &mut watch::Receiver<News>,
+    news: &mut watch::Receiver<bool>,
 ) -> bool {
     if always {
         advertising.say(Saying::Come);

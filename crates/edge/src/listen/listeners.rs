@@ -153,7 +153,7 @@ impl Listeners {
         let mut idle: Vec<Vec<_>> = (0..self.workers()).map(|_| Vec::new()).collect();
         for bound in self.bound.iter().filter(|bound| bound.spot.kind == Kind::Http3) {
             for (worker, idle) in idle.iter_mut().enumerate() {
-                let socket = bound.sockets.get(self.place_of(worker, other(self.set)));
+                let socket = bound.sockets.get(self.place_of(worker, self.set.other()));
                 idle.extend(
                     socket
                         .map(|socket| Ok::<_, io::Error>((bound.id, socket.try_clone()?.into())))
@@ -317,20 +317,13 @@ impl Listeners {
         let own = |set| self.place_of(worker, set);
         let way = match (&bound.port, bound.spot.kind) {
             (Some(port), _) => {
-                let idle = self.alone.then(|| socket(own(other(self.set)))).transpose()?;
+                let idle = self.alone.then(|| socket(own(self.set.other()))).transpose()?;
                 Way::Http3(port.clone(), socket(own(self.set))?.into(), idle.map(Into::into))
             }
             (None, Kind::Http) => Way::Http(socket(worker)?.into()),
             (None, _) => Way::Https(socket(worker)?.into()),
         };
         Ok(Opened { id: bound.id, address: bound.spot.address(), way })
-    }
-}
-
-fn other(set: Set) -> Set {
-    match set {
-        Set::First => Set::Second,
-        Set::Second => Set::First,
     }
 }
 

@@ -52,6 +52,16 @@ pub enum Set {
     Second,
 }
 
+impl Set {
+    #[must_use]
+    pub fn other(self) -> Set {
+        match self {
+            Set::First => Set::Second,
+            Set::Second => Set::First,
+        }
+    }
+}
+
 /// Whose a packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owner {

@@ -43,6 +43,19 @@ pub(crate) struct Kept {
     text: String,
 }
 
+/// A configuration as it is written, and the hash of that.
+#[derive(Clone, Debug)]
+pub(crate) struct Written {
+    pub(crate) files: Vec<File>,
+    pub(crate) content: String,
+}
+
+impl Written {
+    pub(crate) fn new(files: Vec<File>) -> Written {
+        Written { content: content(&files), files }
+    }
+}
+
 /// The entries, and where they are kept.
 #[derive(Debug)]
 pub(crate) struct History {
@@ -116,9 +129,9 @@ impl History {
     }
 
     /// Adds what is served from now on, unless that is what is served already. Returns its number.
-    pub(crate) fn add(&mut self, files: &[File], by: &str, how: &str) -> u64 {
-        let content = content(files);
-        if let Some(latest) = self.entries.last().filter(|latest| latest.content == content) {
+    pub(crate) fn add(&mut self, written: &Written, by: &str, how: &str) -> u64 {
+        let Written { files, content } = written;
+        if let Some(latest) = self.entries.last().filter(|latest| latest.content == *content) {
             return latest.number;
         }
         let (number, previous) =
@@ -130,7 +143,7 @@ impl History {
             by: by.to_owned(),
             how: how.to_owned(),
             files: files.iter().map(kept).collect(),
-            content,
+            content: content.clone(),
             previous,
             hash: String::new(),
         };
@@ -148,26 +161,24 @@ impl History {
     }
 
     /// This was gone back from: it is not to come again by accident.
-    pub(crate) fn refuse(&mut self, files: &[File]) {
-        let content = content(files);
-        if !self.refused.contains(&content) {
-            self.refused.push(content);
+    pub(crate) fn refuse(&mut self, written: &Written) {
+        if !self.is_refused(written) {
+            self.refused.push(written.content.clone());
             self.keep_refused();
         }
     }
 
     /// Somebody wants this all the same.
-    pub(crate) fn forgive(&mut self, files: &[File]) {
-        let content = content(files);
-        if self.is_refused(files) {
-            self.refused.retain(|refused| *refused != content);
+    pub(crate) fn forgive(&mut self, written: &Written) {
+        if self.is_refused(written) {
+            self.refused.retain(|refused| *refused != written.content);
             self.keep_refused();
         }
     }
 
     /// Whether somebody has gone back from this.
-    pub(crate) fn is_refused(&self, files: &[File]) -> bool {
-        self.refused.contains(&content(files))
+    pub(crate) fn is_refused(&self, written: &Written) -> bool {
+        self.refused.contains(&written.content)
     }
 
     fn keep_refused(&mut self) {
@@ -231,8 +242,8 @@ fn now() -> String {
 mod tests {
     use super::*;
 
-    fn files(text: &str) -> Vec<File> {
-        vec![File { name: "/etc/foregate/foregate.toml".to_owned(), text: text.to_owned() }]
+    fn files(text: &str) -> Written {
+        Written::new(vec![File { name: "/etc/foregate/foregate.toml".to_owned(), text: text.to_owned() }])
     }
 
     #[test]
@@ -247,7 +258,7 @@ mod tests {
 
         let mut history = History::open(folder.path());
         assert_eq!(history.numbers(), (Some(1), Some(3)));
-        assert_eq!(history.get(2).unwrap().files(), files("b"));
+        assert_eq!(history.get(2).unwrap().files(), files("b").files);
         assert_eq!(history.before(3), None, "what was gone back from is not gone back to");
         assert!(history.is_refused(&files("b")) && !history.is_refused(&files("a")));
         history.forgive(&files("b"));
@@ -294,6 +305,6 @@ mod tests {
         let mut history = History::open(folder.path());
         assert_eq!(history.add(&files("a"), "x", "start"), 1);
         assert_eq!(history.add(&files("b"), "x", "reload"), 2);
-        assert_eq!(history.get(1).unwrap().files(), files("a"));
+        assert_eq!(history.get(1).unwrap().files(), files("a").files);
     }
 }

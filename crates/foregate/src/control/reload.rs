@@ -14,7 +14,8 @@ use tokio::sync::oneshot::Sender;
 use tokio::task::JoinHandle;
 
 use super::diff::diff;
-use super::{Control, Origin, Refused, Reply, answered, done, history};
+use super::history::Written;
+use super::{Control, Origin, Refused, Reply, answered, complain_of, done};
 use crate::config::{self, File, Loaded, Report};
 use crate::{run, state, systemd};
 
@@ -103,14 +104,14 @@ impl Control {
             Ok(main) => {
                 Some(self.job(What::Check, String::new(), reply, move |live| load_text(&main, &text, live)))
             }
-            Err(refused) => self.refuse(reply, refused),
+            Err(refused) => refuse(reply, refused),
         }
     }
 
     pub(super) fn reload(&mut self, terms: Terms, by: String, reply: Option<Sender<Reply>>) -> Option<Job> {
         let main = match self.may_change().and_then(|()| self.main_file()) {
             Ok(main) => main,
-            Err(refused) => return self.refuse(reply, refused),
+            Err(refused) => return refuse(reply, refused),
         };
         let what = Serve { how: "reload".to_owned(), terms, save: None, goes_back: false };
         Some(self.job(What::Serve(what), by, reply, move |live| config::load(&main, Some(live))))
@@ -126,7 +127,7 @@ impl Control {
     ) -> Option<Job> {
         let main = match self.may_change().and_then(|()| self.main_file()) {
             Ok(main) => main,
-            Err(refused) => return self.refuse(reply, refused),
+            Err(refused) => return refuse(reply, refused),
         };
         let how = if save { "put, saved" } else { "put" };
         let what = Serve { how: how.to_owned(), terms, save: save.then(|| main.clone()), goes_back: false };
@@ -140,26 +141,19 @@ impl Control {
         reply: Option<Sender<Reply>>,
     ) -> Option<Job> {
         if let Err(refused) = self.main_file() {
-            return self.refuse(reply, refused);
+            return refuse(reply, refused);
         }
+        let nothing = || Refused::new(StatusCode::NOT_FOUND, "there is nothing in the history to go back to");
         let entry = match to {
-            Some(number) => self.history.get(number),
-            None => self.history.before(self.running.number),
+            Some(number) => self.known(number),
+            None => self.history.before(self.running.number).ok_or_else(nothing),
         };
-        let Some(entry) = entry else {
-            let message = match (to, self.history.numbers()) {
-                (Some(number), (Some(first), Some(last))) => {
-                    format!(
-                        "there is no configuration {number} in the history: it goes from {first} to {last}"
-                    )
-                }
-                _ => "there is nothing in the history to go back to".to_owned(),
-            };
-            return self.refuse(reply, Refused::new(StatusCode::NOT_FOUND, message));
+        let (files, number) = match entry {
+            Ok(entry) => (entry.files(), entry.number),
+            Err(refused) => return refuse(reply, refused),
         };
         // Whoever goes back does not wait for a confirmation of what they go back from.
         self.probation = None;
-        let (files, number) = (entry.files(), entry.number);
         Some(self.going_back(files, format!("rollback to {number}"), by, reply))
     }
 
@@ -198,11 +192,6 @@ impl Control {
         let live = self.live.load();
         let loading = tokio::task::spawn_blocking(move || load(&live));
         Job { loading, begun: Instant::now(), what, by, reply }
-    }
-
-    fn refuse(&self, reply: Option<Sender<Reply>>, refused: Refused) -> Option<Job> {
-        answered(reply, Err(refused));
-        None
     }
 
     fn main_file(&self) -> Result<PathBuf, Refused> {
@@ -244,12 +233,13 @@ impl Control {
     }
 
     /// Makes ready what it takes, and serves it.
-    async fn serve(&mut self, loaded: Loaded, serve: Serve, begun: Instant, by: &str) -> Reply {
+    async fn serve(&mut self, mut loaded: Loaded, serve: Serve, begun: Instant, by: &str) -> Reply {
         let Some(gateway) = &self.gateway else {
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is draining"));
         };
-        let is_running = history::content(&loaded.files) == history::content(&self.running.files);
-        if !serve.terms.force && !is_running && self.history.is_refused(&loaded.files) {
+        let next = Written::new(std::mem::take(&mut loaded.files));
+        let is_running = next.content == self.running.written.content;
+        if !serve.terms.force && !is_running && self.history.is_refused(&next) {
             return Err(Refused::new(
                 StatusCode::CONFLICT,
                 "this configuration was rolled back; change it, or take it all the same with --force",
@@ -259,25 +249,25 @@ impl Control {
         let change = gateway.prepare(&loaded.live.settings).map_err(|error| conflict(error.to_string()))?;
         let admin = self.admin.prepare(&loaded.admin).map_err(conflict)?;
         if let Some(file) = &serve.save {
-            save(file, &loaded.files).map_err(conflict)?;
+            save(file, &next.files).map_err(conflict)?;
         }
         let guard = Some(self.how_things_are());
         // From here on nothing fails.
-        let lines = diff(&self.running.files, &loaded.files);
-        let before = std::mem::take(&mut self.running.files);
+        let lines = diff(&self.running.written.files, &next.files);
+        let before = std::mem::replace(&mut self.running.written, next);
         let waiting = self.commit(loaded, change).await;
         self.admin.commit(admin);
         if serve.goes_back && !is_running {
             self.history.refuse(&before);
         }
-        self.history.forgive(&self.running.files);
+        self.history.forgive(&self.running.written);
         let number_before = std::mem::replace(
             &mut self.running.number,
-            self.history.add(&self.running.files, by, &serve.how),
+            self.history.add(&self.running.written, by, &serve.how),
         );
         self.probation = serve.terms.confirm.map(|limit| Probation {
             until: Instant::now() + limit,
-            before: (before, number_before),
+            before: (before.files, number_before),
             guard: guard.filter(|_| serve.terms.guard),
             why: None,
         });
@@ -354,7 +344,7 @@ impl Control {
 
     /// Serves what was prepared. Returns what this process cannot take up any more.
     async fn commit(&mut self, loaded: Loaded, change: Change) -> Vec<String> {
-        let Loaded { files, mut live, state_dir, warnings, self_signed, sticky, mut blueprint, .. } = loaded;
+        let Loaded { mut live, state_dir, warnings, self_signed, sticky, mut blueprint, .. } = loaded;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         blueprint.inherit(&self.blueprint);
         self.blueprint = blueprint;
@@ -365,16 +355,13 @@ impl Control {
         let waiting = self.waiting(&live, &state_dir);
         self.publish(live);
         if let Some(gateway) = &mut self.gateway {
-            for complaint in gateway.follow(change, drain).await {
-                tracing::error!("a worker does not listen as it should: {complaint}");
-            }
+            complain_of(gateway.follow(change, drain).await);
         }
         self.follow();
         if let Err(error) = self.look_up() {
             tracing::error!("{error}");
         }
         run::keep(&self_signed, sticky.as_ref(), &self.running.state_dir);
-        self.running.files = files;
         self.running.waiting.clone_from(&waiting);
         waiting
     }
@@ -393,6 +380,12 @@ impl Control {
         }
         waiting
     }
+}
+
+/// Nothing is begun.
+fn refuse(reply: Option<Sender<Reply>>, refused: Refused) -> Option<Job> {
+    answered(reply, Err(refused));
+    None
 }
 
 /// Which share of the answers between the two failed.

@@ -18,7 +18,6 @@ impl Control {
         let live = self.live.load();
         let pools = live.routing.pools();
         let usable = pools.iter().filter(|pool| pool.any_usable()).count();
-        let (open, limit) = self.gateway.as_ref().map_or((0, 0), |gateway| gateway.connections());
         let listeners: Vec<String> =
             self.gateway.iter().flat_map(|gateway| gateway.listeners()).map(ToString::to_string).collect();
         let confirm = self
@@ -34,7 +33,7 @@ impl Control {
             "configuration": {
                 "file": self.file(),
                 "number": self.running.number,
-                "content": history::content(&self.running.files),
+                "content": self.running.written.content,
                 "differs_from_file": self.differs_from_file(),
                 "confirm_within_s": confirm,
                 "waits_for_restart": self.running.waiting,
@@ -42,7 +41,7 @@ impl Control {
             "predecessor_drains_s": self.predecessor.as_ref().map(Predecessor::left),
             "overrides": self.overrides.to_json(),
             "listeners": listeners,
-            "connections": { "open": open, "limit": limit },
+            "connections": self.connections(),
             "sites": live.routing.sites().len(),
             "pools": { "all": pools.len(), "usable": usable },
             "workers": self.gateway.as_ref().map(|gateway| gateway.workers()),
@@ -60,9 +59,9 @@ impl Control {
     fn differs_from_file(&self) -> Option<String> {
         let Origin::File(path) = &self.origin else { return None };
         match config::read(path) {
-            Ok(files) if history::content(&files) == history::content(&self.running.files) => None,
+            Ok(files) if history::content(&files) == self.running.written.content => None,
             Ok(files) => {
-                let count = diff(&self.running.files, &files).len();
+                let count = diff(&self.running.written.files, &files).len();
                 Some(match count {
                     0 => "the file has other words for the same".to_owned(),
                     1 => "one difference; `foregate diff` shows it".to_owned(),
@@ -78,7 +77,7 @@ impl Control {
         json!({
             "number": self.running.number,
             "differs_from_file": self.differs_from_file(),
-            "files": self.running.files.iter().map(file).collect::<Vec<_>>(),
+            "files": self.running.written.files.iter().map(file).collect::<Vec<_>>(),
         })
     }
 
@@ -88,7 +87,7 @@ impl Control {
             .map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
     }
 
-    fn known(&self, number: u64) -> Result<&history::Entry, Refused> {
+    pub(super) fn known(&self, number: u64) -> Result<&history::Entry, Refused> {
         self.history.get(number).ok_or_else(|| {
             let message = match self.history.numbers() {
                 (Some(first), Some(last)) => {
@@ -105,7 +104,7 @@ impl Control {
     pub(super) fn diff(&self, before: Option<u64>, after: Option<u64>) -> Reply {
         let before = match before {
             Some(number) => (self.known(number)?.files(), format!("configuration {number}")),
-            None => (self.running.files.clone(), "what is served".to_owned()),
+            None => (self.running.written.files.clone(), "what is served".to_owned()),
         };
         let after = match (after, &self.origin) {
             (Some(number), _) => (self.known(number)?.files(), format!("configuration {number}")),

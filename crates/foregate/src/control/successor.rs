@@ -1,20 +1,22 @@
 //! From one process to the next: what this one has from the one before, and what it leaves to the one after.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use foregate_edge::Live;
 use foregate_edge::tls::Tickets;
-use foregate_routing::State;
+use foregate_routing::{Endpoint, State};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::oneshot::Sender;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{Control, Origin, Refused, Reply, answered, done, endpoints};
+use super::{Control, Origin, Refused, Reply, answered, complain_of, done};
 use crate::upgrade::{self, Successor, Testament, Verdict};
 use crate::{state, systemd};
 
@@ -132,9 +134,7 @@ impl Control {
                     tracing::error!("this gateway cannot be administrated: {error}");
                 }
                 if let Some(gateway) = &mut self.gateway {
-                    for complaint in gateway.unshare().await {
-                        tracing::error!("a worker does not listen as it should: {complaint}");
-                    }
+                    complain_of(gateway.unshare().await);
                 }
                 Err(Refused::new(
                     StatusCode::BAD_GATEWAY,
@@ -149,15 +149,13 @@ impl Control {
         self.predecessor = None;
         tracing::info!("upgrade: the process before this one has ended");
         if let Some(gateway) = &mut self.gateway {
-            for complaint in gateway.unshare().await {
-                tracing::error!("a worker does not listen as it should: {complaint}");
-            }
+            complain_of(gateway.unshare().await);
         }
     }
 
     fn testament(&self) -> Testament {
         let live = self.live.load();
-        let mut testament = Testament::new(&self.running.files);
+        let mut testament = Testament::new(&self.running.written.files);
         testament.quic_secret = state::digits_of(&self.quic_secret);
         testament.ticket_keys = Tickets::shared().renew(Vec::new()).iter().map(state::ticket_line).collect();
         testament.overrides = self.overrides.said();
@@ -200,15 +198,19 @@ struct Kept {
 
 /// What was found out of those VMs that are probed.
 fn found(live: &Live) -> Vec<Verdict> {
-    let probed = live.routing.pools().iter().filter(|pool| pool.health.is_some());
-    let members = probed.flat_map(|pool| pool.members());
-    let verdict = |endpoint: &foregate_routing::Endpoint| Verdict {
+    let verdict = |endpoint: &Arc<Endpoint>| Verdict {
         pool: endpoint.pool.to_string(),
         address: endpoint.address.to_string(),
         up: endpoint.vitals.state() == State::Up,
     };
-    let known = members.filter(|member| member.endpoint.vitals.state() != State::Unknown);
-    known.map(|member| verdict(&member.endpoint)).collect()
+    let known = probed(live).filter(|endpoint| endpoint.vitals.state() != State::Unknown);
+    known.map(verdict).collect()
+}
+
+/// Those whose state somebody finds out, so that it can change.
+fn probed(live: &Live) -> impl Iterator<Item = &Arc<Endpoint>> {
+    let pools = live.routing.pools().iter().filter(|pool| pool.health.is_some());
+    pools.flat_map(|pool| pool.members()).map(|member| &member.endpoint)
 }
 
 /// What is known of VMs by the process before, or was shortly before a crash.
@@ -225,14 +227,11 @@ pub(super) fn verdicts(testament: Option<&Testament>, state_dir: Option<&Path>) 
 
 /// Believes what was found out, of those that will be probed and so can change.
 pub(super) fn believe(live: &Live, verdicts: &[Verdict]) {
-    let probed =
-        |name: &str| live.routing.pools().iter().any(|pool| &*pool.name == name && pool.health.is_some());
-    for verdict in verdicts.iter().filter(|verdict| probed(&verdict.pool)) {
-        let same = |endpoint: &&std::sync::Arc<foregate_routing::Endpoint>| {
-            *endpoint.pool == *verdict.pool && endpoint.address.to_string() == verdict.address
-        };
-        for endpoint in endpoints(live).filter(same) {
-            endpoint.vitals.set_state(if verdict.up { State::Up } else { State::Down });
+    let known: HashMap<(&str, &str), bool> =
+        verdicts.iter().map(|one| ((one.pool.as_str(), one.address.as_str()), one.up)).collect();
+    for endpoint in probed(live) {
+        if let Some(up) = known.get(&(&*endpoint.pool, endpoint.address.to_string().as_str())) {
+            endpoint.vitals.set_state(if *up { State::Up } else { State::Down });
         }
     }
 }

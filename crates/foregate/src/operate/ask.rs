@@ -19,9 +19,8 @@ use toml::de::DeTable;
 
 use super::Where;
 use crate::cli::Exit;
+use crate::config::Admin;
 
-/// Where a gateway is administrated unless its file says otherwise.
-const DEFAULT: &str = "unix:/run/foregate/admin.sock";
 /// Reading a configuration with many certificates takes its time.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -65,7 +64,8 @@ impl Gateway {
     /// The one that the flags name, or the configuration file, or the usual one.
     pub(super) fn find(at: &Where) -> Result<Gateway, Trouble> {
         let written = Written::of(&at.config);
-        let place = at.admin.clone().or(written.listen).unwrap_or_else(|| DEFAULT.to_owned());
+        let place =
+            at.admin.clone().or(written.listen).unwrap_or_else(|| Admin::default().listen.to_string());
         let address = match (place.strip_prefix("unix:"), place.parse()) {
             (Some(path), _) => Address::Unix(PathBuf::from(path)),
             (None, Ok(address)) => Address::Ip(address),
