@@ -245,10 +245,12 @@ async fn the_successor_of_a_process_that_is_killed_goes_on() {
         assert_eq!((reply.status, reply.vm()), (200, "a"), "{version:?}");
     }
     // Clients of the dead process need not wait for a time-out: their next packet is answered with a stateless reset.
+    // That may have been an acknowledgement, sent before this asks.
     let held = held.pop().unwrap();
     let (begun, quic) = (std::time::Instant::now(), held.client.quic());
-    let (mut send, _) = quic.open_bi().await.unwrap();
-    _ = send.write_all(b"anybody?").await;
+    if let Ok((mut send, _)) = quic.open_bi().await {
+        _ = send.write_all(b"anybody?").await;
+    }
     let reason = within("an end", quic.closed()).await.to_string();
     assert!(begun.elapsed().as_millis() < 1000, "{:?}", begun.elapsed());
     assert!(reason.contains("reset"), "{reason}");
