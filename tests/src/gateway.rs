@@ -38,6 +38,12 @@ pub fn binary() -> &'static Path {
     })
 }
 
+/// Copies a program. By a process of its own: one that this process has open for writing cannot be run while any thread
+/// starts another.
+pub fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-p").arg(from).arg(to).status().unwrap().success());
+}
+
 /// Runs `foregate check` on a file.
 pub fn check(config: &Path) -> Output {
     Command::new(binary()).arg("check").arg("--config").arg(config).env("NO_COLOR", "1").output().unwrap()
@@ -230,7 +236,7 @@ impl Builder {
             let own = match &self.copied {
                 Some(name) => {
                     let copy = folder.path().join(name);
-                    std::fs::copy(binary(), &copy).unwrap();
+                    copy_program(binary(), &copy);
                     copy
                 }
                 None => binary().to_owned(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::{Client, Exchange, Fields, Gateway, Origin, Version, get, origin};
+use crate::{Client, Exchange, Fields, Gateway, Origin, Version, get, origin, within};
 
 /// What a held download holds, piece by piece.
 const PIECES: [&str; 2] = ["first", " last"];
@@ -52,6 +52,15 @@ impl Held {
             held.push(Held::begin(gw.client(version, name).await, version).await);
         }
         held
+    }
+
+    /// Checks that it is broken off, within a time that is long enough for it.
+    pub async fn is_cut(mut self) {
+        let version = self.version;
+        let end = within("an end", async { while let Ok(Some(_)) = self.exchange.down.data().await {} });
+        end.await;
+        let again = self.client.send(&get("/")).await;
+        assert!(again.is_err(), "{version:?}: {again:?}");
     }
 
     /// Checks that it comes to its end, whole.

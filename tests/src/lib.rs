@@ -44,7 +44,7 @@ pub use client::{
     Uploader, Version, delete, get, head, post, put, request,
 };
 pub use fields::{Fields, latin1};
-pub use gateway::{Builder as GatewayBuilder, Gateway, binary, check, gateway};
+pub use gateway::{Builder as GatewayBuilder, Gateway, binary, check, copy_program, gateway};
 pub use held::{Held, holding};
 pub use origin::{Builder as OriginBuilder, Call, Delivery, Origin, Raw, Recorded, origin, raw};
 pub use pattern::{Digest, block, digest_of};

@@ -3,6 +3,7 @@
 // Test code: a broken precondition should stop the test where it stands.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -274,6 +275,33 @@ async fn addresses_and_ports_come_and_go() {
 }
 
 #[tokio::test]
+async fn what_goes_on_at_an_address_that_is_left_is_cut_in_the_end() {
+    let vm = holding("a", &Arc::default()).await;
+    let gw = scene(&[&vm]).await;
+    gw.edit(|text| {
+        text.replace("[server]", "[server]\ntimeouts = { drain = \"500ms\" }")
+            .replace("[\"127.0.0.1\"]", "[\"127.0.0.1\", \"127.0.0.2\"]")
+    });
+    gw.told(&["reload"]).await;
+    let dial = gw.dial("shop.test").to("127.0.0.2", gw.http_port(), gw.https_port());
+    let mut held = Vec::new();
+    for version in Version::ALL {
+        held.push(Held::begin(Client::connect(&dial, version).await.unwrap(), version).await);
+    }
+    let (mut socket, _) = client_async("ws://shop.test/ws", dial.http1(false).await.unwrap()).await.unwrap();
+    let stays = Held::begin(gw.client(Version::H1, "shop.test").await, Version::H1).await;
+    gw.edit(|text| text.replace("[\"127.0.0.1\", \"127.0.0.2\"]", "[\"127.0.0.1\"]"));
+    gw.told(&["reload"]).await;
+    for held in held {
+        held.is_cut().await;
+    }
+    while let Some(Ok(_)) = within("the end of the WebSocket", socket.next()).await {}
+    let status: serde_json::Value = serde_json::from_str(&gw.told(&["status", "--json"]).await).unwrap();
+    assert_eq!(status["connections"]["open"], 1, "nobody else is left");
+    drop(stays);
+}
+
+#[tokio::test]
 async fn a_vm_that_is_gone_ends_what_it_has_begun_and_then_its_websockets() {
     let release = Arc::new(Notify::new());
     let (a, b) = (holding("a", &release).await, holding("b", &release).await);
@@ -342,8 +370,17 @@ async fn what_operators_say_holds_over_reloads() {
     gw.told(&["maintenance", "app/b"]).await;
     assert_eq!(shares().await, 40);
     assert!(!gw.told(&["status"]).await.contains("override: app/a"));
+    // What was said of one that has gone can be taken back.
+    gw.told(&["weight", "app/b", "7"]).await;
+    gw.edit(|text| with_pool(&text, &[&a]));
+    gw.told(&["reload"]).await;
+    assert!(gw.told(&["status"]).await.contains("override: app/b maintenance"));
+    assert!(gw.told(&["undrain", "app/b"]).await.contains("is not there"));
+    assert!(gw.told(&["status"]).await.contains("override: app/b weight 7"));
+    gw.told(&["weight", "app/b", "file"]).await;
+    assert!(!gw.told(&["status"]).await.contains("override:"));
     for (wrong, complaint) in [
-        (&["drain", "app/c"][..], "there is no backend app/c; there are:\n  app/a\n  app/b"),
+        (&["drain", "app/c"][..], "there is no backend app/c; there are:\n  app/a"),
         (&["weight", "app/a", "-"], "no weight"),
         (&["pools", "ap"], "there is no pool ap; the pools are app"),
     ] {
@@ -374,6 +411,12 @@ async fn one_can_go_back() {
     assert_eq!(answers(&gw, Version::H1).await, "b");
     gw.told(&["rollback", "1"]).await;
     assert_eq!(answers(&gw, Version::H1).await, "a");
+    // Who goes forward again has not given up what is older.
+    gw.told(&["rollback", "2"]).await;
+    gw.told(&["rollback", "1"]).await;
+    gw.told(&["rollback", "2"]).await;
+    gw.told(&["rollback"]).await;
+    assert_eq!(answers(&gw, Version::H1).await, "a");
     assert!(gw.refused(&["rollback", "99"]).await.contains("it goes from 1 to "));
     assert!(gw.told(&["diff", "1", "2"]).await.contains("pool app: a removed"));
     // A start with it says so.
@@ -400,6 +443,31 @@ async fn who_does_not_confirm_gets_back_what_was() {
         gw.refused(&["reload", "--confirm", "soon"]).await.trim(),
         "foregate: `confirm` must be a time such as \"60s\""
     );
+}
+
+#[tokio::test]
+async fn who_cannot_go_back_says_so_and_may_be_helped() {
+    let release = Arc::default();
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
+    let gw = scene(&[&a]).await;
+    gw.edit(|text| with_pool(&text, &[&b]).replace("tls0.", "new."));
+    for kind in ["crt", "key"] {
+        let at = |name: &str| gw.folder().join(format!("{name}.{kind}"));
+        std::fs::rename(at("tls0"), at("new")).unwrap();
+    }
+    gw.told(&["reload", "--confirm", "1s"]).await;
+    eventually("it is said", || gw.log().having(&["tls0.crt", "cannot be"]).first().cloned()).await;
+    let status = gw.told(&["status"]).await;
+    assert!(status.contains("goes back to the configuration before: nobody has confirmed"), "{status}");
+    assert!(gw.refused(&["reload"]).await.contains("waits to be confirmed"));
+    assert_eq!(answers(&gw, Version::H1).await, "b");
+    for kind in ["crt", "key"] {
+        let at = |name: &str| gw.folder().join(format!("{name}.{kind}"));
+        std::fs::copy(at("new"), at("tls0")).unwrap();
+    }
+    gw.told(&["rollback", "1"]).await;
+    assert_eq!(answers(&gw, Version::H1).await, "a");
+    assert!(!gw.told(&["status"]).await.contains("goes back"));
 }
 
 #[tokio::test]
@@ -528,10 +596,21 @@ async fn the_administration_takes_configurations_from_those_who_know_the_token()
     let (status, said) = ask(admin.port, &put("?save=true"), &other).await;
     assert_eq!(status, 200, "{said}");
     assert_eq!(std::fs::read_to_string(gw.config()).unwrap(), other);
+    // For good once it is confirmed, and not before.
+    let saved = std::fs::metadata(gw.config()).unwrap();
+    let (status, said) = ask(admin.port, &put("?save=true&confirm=600s"), &text).await;
+    assert_eq!((status, answers(&gw, Version::H1).await.as_str()), (200, "a"), "{said}");
+    assert_eq!(std::fs::read_to_string(gw.config()).unwrap(), other);
+    gw.told(&["rollback"]).await;
+    assert_eq!(std::fs::read_to_string(gw.config()).unwrap(), other);
+    assert_eq!(ask(admin.port, &put("?save=true&force=true&confirm=600s"), &text).await.0, 200);
+    gw.told(&["confirm"]).await;
+    assert_eq!(std::fs::read_to_string(gw.config()).unwrap(), text);
+    assert_eq!(std::fs::metadata(gw.config()).unwrap().mode(), saved.mode());
+    assert_eq!(ask(admin.port, &put("?save=true"), &other).await.0, 200);
     // Not where nobody can tell which file it belongs to.
-    std::fs::write(gw.folder().join("more.toml"), "").unwrap();
     let (status, said) =
-        ask(admin.port, &put("?save=true"), &format!("include = \"more.toml\"\n{other}")).await;
+        ask(admin.port, &put("?save=true"), &format!("include = \"none/*.toml\"\n{other}")).await;
     assert_eq!((status, said.contains("with `include`")), (409, true), "{said}");
     assert_eq!(std::fs::read_to_string(gw.config()).unwrap(), other);
     for (line, status) in [
@@ -548,6 +627,49 @@ async fn the_administration_takes_configurations_from_those_who_know_the_token()
         assert_eq!(got, status, "{line}: {said}");
         assert!(!said.contains(token) && !said.contains("PRIVATE KEY"), "{line}: {said}");
     }
+    // Another token holds from the next reload on, for those who are connected too.
+    let next = "fedcba9876543210fedcba9876543210";
+    std::fs::write(gw.folder().join("admin.token"), next).unwrap();
+    assert_eq!(ask(admin.port, &format!("POST /reload HTTP/1.1\r\n{knows}"), "").await.0, 200);
+    assert_eq!(ask(admin.port, &format!("GET /status HTTP/1.1\r\n{knows}"), "").await.0, 401);
+    assert!(gw.told(&["status"]).await.contains("serving"));
+}
+
+#[tokio::test]
+async fn the_administration_moves() {
+    let release = Arc::default();
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
+    let gw = scene(&[&a]).await;
+    let next = gw.folder().join("next.sock");
+    // What is there and is no socket is not removed.
+    std::fs::write(&next, "precious").unwrap();
+    gw.edit(|text| with_pool(&text, &[&b]).replace("admin.sock", "next.sock"));
+    let said = gw.refused(&["reload"]).await;
+    assert!(said.contains("something that is no socket"), "{said}");
+    assert_eq!(std::fs::read_to_string(&next).unwrap(), "precious");
+    assert_eq!(answers(&gw, Version::H1).await, "a");
+    std::fs::remove_file(&next).unwrap();
+    // One that nobody listens on is.
+    drop(std::os::unix::net::UnixListener::bind(&next).unwrap());
+    gw.told(&["reload"]).await;
+    assert_eq!(answers(&gw, Version::H1).await, "b");
+    assert!(!gw.folder().join("admin.sock").exists());
+    let other = holding("other", &release).await;
+    let busy = gateway().site("shop.test", &other).start().await;
+    let taken = busy.folder().join("admin.sock").display().to_string();
+    let text = std::fs::read_to_string(gw.config()).unwrap();
+    let place = gw.folder().join("next.sock").display().to_string();
+    gw.edit(|text| text.replace(&place, &taken));
+    let at = format!("unix:{place}");
+    let said = gw.refused(&["reload", "--admin", &at]).await;
+    assert!(said.contains("another program listens there"), "{said}");
+    busy.told(&["status"]).await;
+    gw.edit(|_| text.replace("listen = ", "# "));
+    // Nobody asked for the usual place, so that it is taken or closed is no reason to refuse the rest.
+    gw.told(&["reload"]).await;
+    gw.edit(|text| with_pool(&text, &[&a]));
+    gw.process.signal(Signal::HUP);
+    eventually_async("it follows", || async { (answers(&gw, Version::H1).await == "a").then_some(()) }).await;
 }
 
 #[tokio::test]
@@ -588,7 +710,8 @@ async fn a_state_folder_that_cannot_be_written_stops_nobody() {
     let (a, b) = (holding("a", &release).await, holding("b", &release).await);
     let gw = scene(&[&a]).await;
     let state = gw.folder().join("state");
-    std::fs::remove_dir_all(&state).unwrap();
+    // It may be writing something there.
+    eventually("the folder has gone", || std::fs::remove_dir_all(&state).ok()).await;
     std::fs::write(&state, "in the way").unwrap();
     gw.edit(|text| with_pool(&text, &[&b]));
     gw.told(&["reload"]).await;

@@ -4,12 +4,12 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use foregate_tests::{
-    Gateway, GatewayBuilder, Held, Origin, Version, eventually, eventually_async, gateway, get, holding,
-    within,
+    Gateway, GatewayBuilder, Held, Origin, Version, copy_program, eventually, eventually_async, gateway, get,
+    holding, within,
 };
 use futures_util::{SinkExt, StreamExt};
 use rustix::process::{Signal, kill_process};
@@ -170,14 +170,16 @@ async fn what_is_known_goes_on() {
 
 /// Puts a program in the place of the gateway's, as an installer does.
 fn install(gw: &Gateway, content: &[u8]) {
-    let (aside, place) = (gw.folder().join("aside"), gw.folder().join("program"));
-    std::fs::write(&aside, content).unwrap();
-    std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o755)).unwrap();
-    std::fs::rename(aside, place).unwrap();
+    let source = gw.folder().join("source");
+    std::fs::write(&source, content).unwrap();
+    std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o755)).unwrap();
+    install_file(gw, &source);
 }
 
 fn install_file(gw: &Gateway, file: &Path) {
-    install(gw, &std::fs::read(file).unwrap());
+    let aside = gw.folder().join("aside");
+    copy_program(file, &aside);
+    std::fs::rename(aside, gw.folder().join("program")).unwrap();
 }
 
 #[tokio::test]
@@ -204,7 +206,7 @@ async fn a_successor_that_fails_changes_nothing() {
     }
     // One that is killed at any point of the hand-over.
     let real = gw.folder().join("real");
-    std::fs::copy(foregate_tests::binary(), &real).unwrap();
+    copy_program(foregate_tests::binary(), &real);
     let (mut failed, mut point) = (0, 0);
     while failed < 12 && point < 40 {
         point += 1;
@@ -254,4 +256,152 @@ async fn the_successor_of_a_process_that_is_killed_goes_on() {
     let reason = within("an end", quic.closed()).await.to_string();
     assert!(begun.elapsed().as_millis() < 1000, "{:?}", begun.elapsed());
     assert!(reason.contains("reset"), "{reason}");
+}
+
+#[tokio::test]
+async fn the_service_manager_follows_and_the_watchdog_is_answered() {
+    let vm = holding("a", &Arc::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = tokio::net::UnixDatagram::bind(&path).unwrap();
+    // As a service manager starts it: the variable names this process, and none after it.
+    let gw = before(&vm, "1s")
+        .env("NOTIFY_SOCKET", path.to_str().unwrap())
+        .env("WATCHDOG_USEC", "400000")
+        .within(&["sh", "-c", "export WATCHDOG_PID=$$; exec \"$0\" \"$@\""])
+        .start()
+        .await;
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let listener = tokio::spawn({
+        let heard = heard.clone();
+        async move {
+            let mut buffer = [0; 1024];
+            loop {
+                let length = manager.recv(&mut buffer).await.unwrap();
+                heard.lock().unwrap().push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            }
+        }
+    });
+    let hears = async |what: &str| {
+        heard.lock().unwrap().clear();
+        eventually(what, || heard.lock().unwrap().iter().find(|text| text.contains(what)).cloned()).await
+    };
+    hears("WATCHDOG=1").await;
+    let (said, main) = tokio::join!(gw.told(&["upgrade"]), hears("MAINPID="));
+    assert!(main.contains(&format!("MAINPID={}", pid(&gw).await)), "{main} {said}");
+    is_alone(&gw).await;
+    // Twice, since the first may be what the old one has said last.
+    hears("WATCHDOG=1").await;
+    hears("WATCHDOG=1").await;
+    listener.abort();
+}
+
+#[tokio::test]
+async fn who_is_told_to_end_does_not_wait_for_a_successor() {
+    let vm = holding("a", &Arc::default()).await;
+    let mut gw = before(&vm, "5s").copied("program").start().await;
+    install(&gw, b"#!/bin/sh\nexec sleep 50\n");
+    gw.process.signal(Signal::USR2);
+    let children = format!("/proc/{0}/task/{0}/children", gw.process.id());
+    let child = eventually("it is started", || {
+        std::fs::read_to_string(&children).ok().filter(|text| !text.is_empty())
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    gw.terminate();
+    gw.ended().await;
+    assert!(begun.elapsed().as_secs() < 4, "{:?}", begun.elapsed());
+    assert!(!Path::new(&format!("/proc/{}", child.trim())).exists(), "nothing is left of it");
+}
+
+#[tokio::test]
+async fn the_old_process_drains_when_it_is_told_to_end() {
+    let release = Arc::new(Notify::new());
+    let vm = holding("a", &release).await;
+    let mut gw = before(&vm, "20s").start().await;
+    let held = Held::begin(gw.client(Version::H1, "shop.test").await, Version::H1).await;
+    gw.told(&["upgrade"]).await;
+    gw.terminate();
+    eventually("it says so", || gw.log().having(&["once more ends it"]).first().cloned()).await;
+    release.notify_waiters();
+    held.ends_whole().await;
+    assert!(gw.process.wait().await.success());
+    assert_eq!(gw.request(Version::H2, get("/")).await.vm(), "a", "the new one goes on");
+}
+
+/// Where a link is what is called, what it leads to by then is the next program.
+#[tokio::test]
+async fn links_to_the_program_are_followed_anew() {
+    let vm = holding("a", &Arc::default()).await;
+    let gw = before(&vm, "1s")
+        .copied("one")
+        .within(&["sh", "-c", "cd $(dirname $0) && ln -s $0 link && exec ./link \"$@\""])
+        .start()
+        .await;
+    std::fs::write(gw.folder().join("two"), "#!/bin/sh\nexit 7\n").unwrap();
+    std::fs::set_permissions(gw.folder().join("two"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink("two", gw.folder().join("aside")).unwrap();
+    std::fs::rename(gw.folder().join("aside"), gw.folder().join("link")).unwrap();
+    let said = gw.refused(&["upgrade"]).await;
+    assert!(said.contains("exit status: 7"), "{said}");
+}
+
+/// Over TCP as well, and also where it comes to nothing.
+#[tokio::test]
+async fn operators_are_heard_all_the_time() {
+    let vm = holding("a", &Arc::default()).await;
+    let lease = foregate_tests::lease();
+    let text = format!("[admin]\nlisten = \"127.0.0.1:{}\"\ntoken_file = \"token\"\n", lease.port);
+    let gw = before(&vm, "1s").copied("program").file("token", &"x".repeat(32)).toml(&text).start().await;
+    let gw = Arc::new(gw);
+    let over = Arc::new(AtomicBool::new(false));
+    let operator = tokio::spawn({
+        let (gw, over) = (gw.clone(), over.clone());
+        async move {
+            while !over.load(Ordering::Relaxed) {
+                gw.told(&["status"]).await;
+            }
+        }
+    });
+    for round in 0..4 {
+        let old = pid(&gw).await;
+        if round % 2 == 0 {
+            install(&gw, b"#!/bin/sh\nexit 3\n");
+            gw.refused(&["upgrade"]).await;
+            assert_eq!(pid(&gw).await, old);
+        } else {
+            install_file(&gw, foregate_tests::binary());
+            gw.told(&["upgrade"]).await;
+            assert_ne!(pid(&gw).await, old);
+            is_alone(&gw).await;
+        }
+    }
+    over.store(true, Ordering::Relaxed);
+    operator.await.unwrap();
+}
+
+/// The kernel has accepted them for the process while that did nothing.
+#[tokio::test]
+async fn who_is_in_the_queue_is_served() {
+    let vm = holding("a", &Arc::default()).await;
+    let mut gw = before(&vm, "20s").server("workers", "1").start().await;
+    gw.process.signal(Signal::STOP);
+    let mut queue = Vec::new();
+    for _ in 0..400 {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", gw.http_port())).unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
+        std::io::Write::write_all(&mut stream, request).unwrap();
+        queue.push(stream);
+    }
+    gw.terminate();
+    gw.process.signal(Signal::CONT);
+    let served = tokio::task::spawn_blocking(|| {
+        let answer = |mut stream: std::net::TcpStream| {
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut stream, &mut text).is_ok() && text.starts_with("HTTP/1.1 200")
+        };
+        queue.into_iter().map(answer).filter(|well| *well).count()
+    });
+    assert_eq!(served.await.unwrap(), 400);
+    gw.ended().await;
 }

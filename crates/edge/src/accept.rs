@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
 use crate::limit::Permit;
-use crate::listener::Listener;
+use crate::listener::{Entered, Listener};
 use crate::peer::{Peer, TlsPeer, canonical};
 use crate::worker::Worker;
 use crate::{h1, h2};
@@ -32,13 +32,13 @@ type Serving = Pin<Box<dyn Future<Output = ()>>>;
 /// Serves one accepted connection to its end.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
-    listener: Rc<Listener>,
+    entered: Entered,
     stream: TcpStream,
     address: SocketAddr,
     permit: Permit,
     secure: bool,
 ) {
-    let _open = listener.connected();
+    let listener = entered.listener.clone();
     let Ok(local) = stream.local_addr().map(canonical) else { return };
     // Small responses must not wait for an acknowledgement.
     if stream.set_nodelay(true).is_err() {

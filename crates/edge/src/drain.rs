@@ -1,4 +1,4 @@
-//! How a listener ends: serving, draining, closing.
+//! The phases of a listener: waiting, serving, draining, closing.
 
 use std::cell::Cell;
 
@@ -7,6 +7,8 @@ use tokio::sync::Notify;
 /// Only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
+    /// Ready, and accepts nothing yet.
+    Waiting,
     Serving,
     /// No new connections; every connection ends after what it is doing.
     Draining,
@@ -22,7 +24,7 @@ pub(crate) struct Drain {
 
 impl Drain {
     pub(crate) fn new() -> Drain {
-        Drain { phase: Cell::new(Phase::Serving), changed: Notify::new() }
+        Drain { phase: Cell::new(Phase::Waiting), changed: Notify::new() }
     }
 
     pub(crate) fn phase(&self) -> Phase {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::advertise::{self, Advertising};
 use crate::diagnostics::Diagnostics;
 use crate::limit::Connections;
-use crate::listen::{BindError, Handed, Listeners, Listening, Opened, Plan};
+use crate::listen::{BindError, Handed, Listeners, Listening, Plan};
 use crate::pressure::Pressure;
 use crate::quic::{Group, Keys, Set, Sets};
 use crate::settings::Settings;
@@ -34,8 +34,6 @@ const MIN_CONNECTIONS: u64 = 64;
 pub struct Gateway {
     listening: Vec<Listening>,
     listeners: Listeners,
-    /// What workers are to listen on once the process before lets them.
-    waiting: Option<Vec<Vec<Opened>>>,
     /// One for each worker.
     orders: Vec<UnboundedSender<Order>>,
     threads: Vec<JoinHandle<()>>,
@@ -144,18 +142,12 @@ impl Gateway {
             threads.push(thread);
             orders.push(order);
         }
-        // A successor listens when the process before it lets it.
-        let mut waiting = None;
-        if inherits {
-            waiting = Some(opened);
-        } else {
-            for (order, opened) in orders.iter().zip(opened) {
-                _ = order.send(Order::Listen(opened, report.clone()));
-            }
+        for (order, opened) in orders.iter().zip(opened) {
+            _ = order.send(Order::Listen(opened, report.clone()));
         }
         drop(report);
-        // Each worker reports when it lives and when it listens; one that panicked has dropped its end.
-        for _ in 0..if inherits { workers } else { 2 * workers } {
+        // Each worker reports when it lives and when it is ready to listen; one that panicked has dropped its end.
+        for _ in 0..2 * workers {
             match reports.blocking_recv() {
                 Some(Ok(())) => {}
                 Some(Err(reason)) => return Err(StartError::Worker(reason)),
@@ -167,7 +159,11 @@ impl Gateway {
         let (news, hears) = watch::channel(false);
         advertise::probe(live.clone(), &advertising, hears)
             .map_err(|error| StartError::Worker(error.to_string()))?;
-        Ok(Gateway { listening, listeners, waiting, orders, threads, live, connections, pressure, news })
+        // A successor listens when the process before it lets it.
+        if !inherits {
+            orders.iter().for_each(|order| _ = order.send(Order::Begin(unheard())));
+        }
+        Ok(Gateway { listening, listeners, orders, threads, live, connections, pressure, news })
     }
 
     /// The addresses listened on, in the order of the configuration.
@@ -206,14 +202,27 @@ impl Gateway {
         (self.connections.open(), self.connections.limit())
     }
 
-    /// Binds what the next settings name and these do not. Nothing changes yet.
+    /// Binds what the next settings name and these do not, and has the workers make ready for it. Nothing changes yet.
     ///
     /// # Errors
-    /// Which listeners or limit, why, and what to do.
-    pub fn prepare(&self, settings: &Settings) -> Result<Change, StartError> {
+    /// Which listeners or limit, why, and what to do; nothing is left of it.
+    pub async fn prepare(&self, settings: &Settings) -> Result<Change, StartError> {
         let connections = connection_limit(settings, self.workers())?;
-        let plan = self.listeners.plan(settings).map_err(StartError::Bind)?;
-        Ok(Change { plan, connections, per_client: settings.limits.connections_per_ip })
+        let mut plan = self.listeners.plan(settings).map_err(StartError::Bind)?;
+        let opened = std::mem::take(&mut plan.opened);
+        let change = Change { plan, connections, per_client: settings.limits.connections_per_ip };
+        let failed = self.have(opened, Order::Listen).await;
+        if failed.is_empty() {
+            return Ok(change);
+        }
+        self.abandon(change).await;
+        Err(StartError::Worker(failed.join("; ")))
+    }
+
+    /// Lets go of what was made ready.
+    pub async fn abandon(&self, change: Change) {
+        let new = vec![change.plan.new_ids(); self.workers()];
+        self.have(new, |new, report| Order::Leave(new, Duration::ZERO, report)).await;
     }
 
     /// Follows the settings that were prepared, and that are published by now. `limit` is for what came by listeners that are
@@ -223,7 +232,7 @@ impl Gateway {
         self.connections.set(connections, per_client);
         self.listening = std::mem::take(&mut plan.listening);
         // What is new listens before what is old is left: they may share a socket.
-        let mut failed = self.have(std::mem::take(&mut plan.opened), Order::Listen).await;
+        let mut failed = self.begin().await;
         let left = vec![self.listeners.commit(plan, limit); self.workers()];
         failed.extend(self.have(left, |left, report| Order::Leave(left, limit, report)).await);
         self.look();
@@ -268,12 +277,15 @@ impl Gateway {
     }
 
     /// Listens, in the place of the process before. Returns what workers could not do.
-    pub async fn take_over(&mut self) -> Vec<String> {
-        let Some(opened) = self.waiting.take() else { return Vec::new() };
-        let failed = self.have(opened, Order::Listen).await;
+    pub async fn take_over(&self) -> Vec<String> {
+        let failed = self.begin().await;
         // Only now that somebody reads what comes.
         self.listeners.take_over();
         failed
+    }
+
+    async fn begin(&self) -> Vec<String> {
+        self.have(vec![(); self.workers()], |(), report| Order::Begin(report)).await
     }
 
     /// Has each worker do its part, and returns what they complain of.
@@ -310,6 +322,11 @@ impl Gateway {
             }
         }
     }
+}
+
+/// For an order of which nobody waits to hear.
+fn unheard() -> Report {
+    mpsc::unbounded_channel().0
 }
 
 fn wanted_workers(settings: &Settings) -> usize {

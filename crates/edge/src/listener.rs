@@ -1,8 +1,11 @@
 //! One address a worker listens on, and what goes on that came by it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+
+use slab::Slab;
+use tokio::task::AbortHandle;
 
 use crate::drain::{Drain, Phase};
 
@@ -14,14 +17,16 @@ pub(crate) struct Listener {
     pub(crate) drain: Drain,
     /// Requests and tunnels under way.
     running: Cell<usize>,
-    /// Client connections.
-    open: Cell<usize>,
+    /// TCP connections, to cut those that do not end.
+    connections: RefCell<Slab<Option<AbortHandle>>>,
+    /// QUIC connections, which end with their endpoint's say.
+    quic: Cell<usize>,
 }
 
 impl Listener {
     pub(crate) fn new(id: u64, address: SocketAddr) -> Rc<Listener> {
-        let (running, open) = (Cell::new(0), Cell::new(0));
-        Rc::new(Listener { id, address, drain: Drain::new(), running, open })
+        let (running, quic) = (Cell::new(0), Cell::new(0));
+        Rc::new(Listener { id, address, drain: Drain::new(), running, connections: RefCell::default(), quic })
     }
 
     /// Counts a request for as long as the guard lives.
@@ -29,21 +34,52 @@ impl Listener {
         Counted::new(self, |listener| &listener.running)
     }
 
-    /// Counts a connection for as long as the guard lives.
+    /// Counts a QUIC connection for as long as the guard lives.
     pub(crate) fn connected(self: &Rc<Listener>) -> Counted {
-        Counted::new(self, |listener| &listener.open)
+        Counted::new(self, |listener| &listener.quic)
+    }
+
+    /// Has a task serve a TCP connection. The task gets what it has to hold.
+    pub(crate) fn serve<F: Future<Output = ()> + 'static>(
+        self: &Rc<Listener>,
+        serving: impl FnOnce(Entered) -> F,
+    ) {
+        let key = self.connections.borrow_mut().insert(None);
+        let task = tokio::task::spawn_local(serving(Entered { listener: self.clone(), key }));
+        // It has not begun to run.
+        if let Some(entry) = self.connections.borrow_mut().get_mut(key) {
+            *entry = Some(task.abort_handle());
+        }
+    }
+
+    /// Ends the TCP connections that are still there, whatever they do.
+    pub(crate) fn cut(&self) {
+        self.connections.borrow().iter().filter_map(|(_, task)| task.as_ref()).for_each(AbortHandle::abort);
     }
 
     pub(crate) fn running(&self) -> usize {
         self.running.get()
     }
 
+    /// Client connections.
     pub(crate) fn open(&self) -> usize {
-        self.open.get()
+        self.quic.get() + self.connections.borrow().len()
     }
 
     pub(crate) fn serves(&self) -> bool {
         self.drain.phase() == Phase::Serving
+    }
+}
+
+/// A TCP connection of a listener, until dropped.
+pub(crate) struct Entered {
+    pub(crate) listener: Rc<Listener>,
+    key: usize,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.listener.connections.borrow_mut().try_remove(self.key);
     }
 }
 

@@ -28,8 +28,10 @@ const QUIET: Duration = Duration::from_secs(1);
 /// What a worker is told.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Listen on these as well. Says when that is done, or what could not be.
+    /// Make ready to listen on these as well. Says when that is done, or what could not be.
     Listen(Vec<Opened>, Report),
+    /// Accept what comes to those that are ready.
+    Begin(Report),
     /// Listen on these no more, and let what came by them end within this time.
     Leave(Vec<u64>, Duration, Report),
     /// There is a new snapshot.
@@ -82,6 +84,12 @@ pub(crate) fn live(shared: Shared, number: u16, mut orders: UnboundedReceiver<Or
                         open(&worker, number, &keys, one).map_err(|error| error.to_string())
                     });
                     _ = report.send(done);
+                }
+                Some(Order::Begin(report)) => {
+                    let listeners = worker.listeners.borrow();
+                    let waiting = listeners.iter().filter(|one| one.drain.phase() == Phase::Waiting);
+                    waiting.for_each(|listener| listener.drain.enter(Phase::Serving));
+                    _ = report.send(Ok(()));
                 }
                 Some(Order::Leave(ids, limit, report)) => {
                     for listener in leave(&worker, |listener| ids.contains(&listener.id)) {
@@ -170,8 +178,13 @@ fn adopt(worker: &Worker, sockets: Vec<(u64, UdpSocket)>) -> Result<(), String> 
     Ok(())
 }
 
-/// Accepts until the listener drains. Awaits nothing but `accept`.
+/// Accepts from when the listener serves until it drains. In between it awaits nothing but `accept`.
 async fn accept_tcp(worker: Rc<Worker>, listener: Rc<Listener>, socket: TcpListener, secure: bool) {
+    listener.drain.reached(Phase::Serving).await;
+    if !listener.serves() {
+        // It never did: what waits there is another process's.
+        return;
+    }
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
@@ -182,10 +195,20 @@ async fn accept_tcp(worker: Rc<Worker>, listener: Rc<Listener>, socket: TcpListe
             Err(error) => refused(&error).await,
         }
     }
-    // What the kernel has accepted for us already would be reset when the socket closes.
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    while let std::task::Poll::Ready(Ok(accepted)) = socket.poll_accept(&mut cx) {
-        admit(&worker, &listener, accepted, secure);
+    // What the kernel has accepted for us already would be reset when the socket closes: all of it, so not in the turns in
+    // which the runtime lets tasks have their way.
+    let Ok(socket) = socket.into_std() else { return };
+    loop {
+        let accepted = socket.accept().and_then(|(stream, address)| {
+            stream.set_nonblocking(true)?;
+            Ok((TcpStream::from_std(stream)?, address))
+        });
+        match accepted {
+            Ok(accepted) => admit(&worker, &listener, accepted, secure),
+            Err(error) if is_of_one(&error) => {}
+            // Mostly that nothing waits any more.
+            Err(_) => return,
+        }
     }
 }
 
@@ -198,8 +221,8 @@ fn admit(
     let address = canonical(address);
     match worker.connections.admit(address.ip(), true) {
         Ok(permit) => {
-            let (worker, listener) = (worker.clone(), listener.clone());
-            tokio::task::spawn_local(accept::serve(worker, listener, stream, address, permit, secure));
+            let worker = worker.clone();
+            listener.serve(|entered| accept::serve(worker, entered, stream, address, permit, secure));
         }
         Err(full) => full.log(worker, address),
     }
@@ -208,19 +231,24 @@ fn admit(
 /// `accept` fails for reasons of one connection, or because files or memory are short; then it would fail
 /// again at once.
 async fn refused(error: &io::Error) {
-    let of_one =
-        [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
-    if !of_one.contains(&error.kind()) {
+    if !is_of_one(error) {
         tracing::error!(%error, "a connection cannot be accepted; raise the open-file limit if this goes on");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
+/// Whether the next connection may be accepted all the same.
+fn is_of_one(error: &io::Error) -> bool {
+    let of_one =
+        [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
+    of_one.contains(&error.kind())
+}
+
 /// Accepts nothing any more that comes by these, and returns them.
 fn leave(worker: &Worker, which: impl Fn(&Listener) -> bool) -> Vec<Rc<Listener>> {
     let listeners = worker.listeners.borrow();
-    let leaving: Vec<_> =
-        listeners.iter().filter(|listener| which(listener) && listener.serves()).cloned().collect();
+    let leaves = |listener: &&Rc<Listener>| which(listener) && listener.drain.phase() < Phase::Draining;
+    let leaving: Vec<_> = listeners.iter().filter(leaves).cloned().collect();
     leaving.iter().for_each(|listener| listener.drain.enter(Phase::Draining));
     worker.entrances.borrow().iter().for_each(|entrance| entrance.turn_away());
     leaving
@@ -258,4 +286,5 @@ async fn finish(listeners: &[Rc<Listener>], limit: Duration) {
     while Instant::now() < goodbyes && open() > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    listeners.iter().for_each(|listener| listener.cut());
 }

@@ -4,10 +4,13 @@
 
 mod routes;
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +24,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -44,26 +48,33 @@ const CONNECTION: Duration = Duration::from_secs(600);
 /// Where operators are heard, which may change.
 pub(crate) struct Server {
     asks: UnboundedSender<Ask>,
-    admin: Admin,
+    /// Where that is now.
+    listen: Listen,
     task: Option<Task>,
+    /// The place and the socket of the process before.
+    inherited: Option<(String, OwnedFd)>,
 }
 
 /// What it takes to be heard elsewhere.
 pub(crate) struct Prepared {
-    admin: Admin,
+    listen: Listen,
     /// `None`: where it was, or nowhere.
     bound: Option<Bound>,
 }
 
 enum Bound {
     Unix(UnixListener, Socket),
-    Tcp(TcpListener, Token),
+    Tcp(TcpListener),
 }
 
 /// Accepts until dropped.
 struct Task {
     accepting: AbortHandle,
-    _socket: Option<Socket>,
+    /// The same socket, for a successor.
+    listener: OwnedFd,
+    /// What those who come by TCP have to know, which may change.
+    token: Option<Rc<RefCell<Token>>>,
+    socket: Option<Socket>,
 }
 
 impl Drop for Task {
@@ -75,21 +86,22 @@ impl Drop for Task {
 /// The file of a socket, removed with it unless another has taken its place.
 struct Socket {
     path: PathBuf,
-    inode: u64,
+    /// None: it is another process's by now.
+    inode: Option<u64>,
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+        if fs::metadata(&self.path).is_ok_and(|found| Some(found.ino()) == self.inode) {
             _ = fs::remove_file(&self.path);
         }
     }
 }
 
 impl Server {
-    /// Listens nowhere.
-    pub(crate) fn new(asks: UnboundedSender<Ask>) -> Server {
-        Server { asks, admin: Admin { listen: Listen::Off, written: false }, task: None }
+    /// Listens nowhere. What the process before listened on is taken where the configuration names the same place.
+    pub(crate) fn new(asks: UnboundedSender<Ask>, inherited: Option<(String, OwnedFd)>) -> Server {
+        Server { asks, listen: Listen::Off, task: None, inherited }
     }
 
     /// Listens as the configuration says, from nowhere. In a local runtime.
@@ -97,69 +109,110 @@ impl Server {
     /// # Errors
     /// It cannot, and the file says that it should.
     pub(crate) fn open(&mut self, admin: &Admin) -> Result<(), String> {
-        match self.prepare(admin) {
-            Ok(prepared) => self.commit(prepared),
-            Err(reason) if admin.written => return Err(reason),
-            Err(reason) => tracing::warn!("this gateway cannot be administrated: {reason}"),
-        }
+        self.commit(self.prepare(admin)?);
+        self.inherited = None;
         Ok(())
-    }
-
-    /// Listens nowhere any more, and returns where it did. Who is connected is still answered.
-    pub(crate) fn close(&mut self) -> Admin {
-        self.task = None;
-        std::mem::replace(&mut self.admin, Admin { listen: Listen::Off, written: false })
     }
 
     /// Binds what is to be listened on, if that is another place than now.
     ///
     /// # Errors
-    /// It cannot be bound.
+    /// It cannot be bound, and the file says that it should.
     pub(crate) fn prepare(&self, admin: &Admin) -> Result<Prepared, String> {
-        let stays = match (&self.admin.listen, &admin.listen) {
-            (Listen::Tcp(now, known), Listen::Tcp(next, token)) if now == next && known != token => {
-                return Err(format!(
-                    "{now} cannot change its token while the gateway runs; write another port too"
-                ));
+        match self.bind(&admin.listen) {
+            Ok(bound) => Ok(Prepared { listen: admin.listen.clone(), bound }),
+            Err(reason) if admin.written => Err(reason),
+            Err(reason) => {
+                tracing::warn!("this gateway cannot be administrated: {reason}");
+                Ok(Prepared { listen: Listen::Off, bound: None })
             }
-            (now, next) => now == next,
-        };
-        let failed = |error: io::Error| format!("cannot listen on {}: {}", admin.listen, reason(&error));
-        let bound = match &admin.listen {
-            _ if stays => None,
-            Listen::Off => None,
-            Listen::Unix(path) => Some(bind(path).map_err(failed)?),
-            Listen::Tcp(address, token) => {
-                let listener = std::net::TcpListener::bind(address).map_err(failed)?;
-                listener.set_nonblocking(true).map_err(failed)?;
-                Some(Bound::Tcp(TcpListener::from_std(listener).map_err(failed)?, token.clone()))
-            }
-        };
-        Ok(Prepared { admin: admin.clone(), bound })
+        }
     }
 
-    /// Listens there from now on, and no more where it did.
-    pub(crate) fn commit(&mut self, prepared: Prepared) {
-        let Prepared { admin, bound } = prepared;
-        if let Some(bound) = bound {
-            let (asks, gate) = (self.asks.clone(), Arc::new(Semaphore::new(AT_A_TIME)));
-            tracing::info!("administration listens on {}", admin.listen);
-            self.task = Some(match bound {
-                Bound::Unix(listener, socket) => {
-                    let accepting =
-                        tokio::task::spawn_local(accept_unix(listener, asks, gate)).abort_handle();
-                    Task { accepting, _socket: Some(socket) }
-                }
-                Bound::Tcp(listener, token) => {
-                    let accepting =
-                        tokio::task::spawn_local(accept_tcp(listener, token, asks, gate)).abort_handle();
-                    Task { accepting, _socket: None }
-                }
-            });
-        } else if admin.listen == Listen::Off {
-            self.task = None;
+    fn bind(&self, listen: &Listen) -> Result<Option<Bound>, String> {
+        if self.listen.is_same_place(listen) {
+            return Ok(None);
         }
-        self.admin = admin;
+        let failed = |error: io::Error| format!("cannot listen on {listen}: {}", reason(&error));
+        let inherited = self.inherited.as_ref().filter(|(place, _)| *place == listen.to_string());
+        let inherited = inherited.map(|(_, socket)| socket.try_clone()).transpose().map_err(failed)?;
+        match listen {
+            Listen::Off => Ok(None),
+            Listen::Unix(path) => bind_unix(path, inherited).map(Some).map_err(failed),
+            Listen::Tcp(address, _) => bind_tcp(*address, inherited).map(Some).map_err(failed),
+        }
+    }
+
+    /// Listens there from now on, and no more where it did. Returns whether that is another place.
+    pub(crate) fn commit(&mut self, prepared: Prepared) -> bool {
+        let Prepared { listen, bound } = prepared;
+        let (asks, gate) = (self.asks.clone(), Arc::new(Semaphore::new(AT_A_TIME)));
+        let moved = bound.is_some() || self.listen != Listen::Off && listen == Listen::Off;
+        match (bound, &listen, &self.task) {
+            (Some(bound), _, _) => {
+                tracing::info!("administration listens on {listen}");
+                self.task = Task::start(bound, &listen, asks, gate);
+            }
+            (None, Listen::Off, _) => self.task = None,
+            (None, Listen::Tcp(_, next), Some(Task { token: Some(token), .. })) => {
+                token.borrow_mut().clone_from(next);
+            }
+            (None, _, _) => {}
+        }
+        self.listen = listen;
+        moved
+    }
+
+    /// Where it listens, as the configuration writes it.
+    pub(crate) fn place(&self) -> String {
+        self.listen.to_string()
+    }
+
+    /// For a successor: where this is, and the socket.
+    pub(crate) fn bequeath(&self) -> Option<(String, OwnedFd)> {
+        let socket = self.task.as_ref()?.listener.try_clone().ok()?;
+        Some((self.place(), socket))
+    }
+
+    /// A successor listens there by now. Who is connected is still answered.
+    pub(crate) fn hand_over(&mut self) {
+        self.listen = Listen::Off;
+        // The file is the successor's.
+        if let Some(socket) = self.task.take().as_mut().and_then(|task| task.socket.as_mut()) {
+            socket.inode = None;
+        }
+    }
+}
+
+impl Task {
+    /// None if there are too many open files.
+    fn start(
+        bound: Bound,
+        listen: &Listen,
+        asks: UnboundedSender<Ask>,
+        gate: Arc<Semaphore>,
+    ) -> Option<Task> {
+        let listener = match &bound {
+            Bound::Unix(listener, _) => listener.as_fd().try_clone_to_owned(),
+            Bound::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+        };
+        let listener = listener
+            .inspect_err(|error| tracing::error!("this gateway cannot be administrated: {error}"))
+            .ok()?;
+        Some(match (bound, listen) {
+            (Bound::Unix(bound, socket), _) => {
+                let accepting = tokio::task::spawn_local(accept_unix(bound, asks, gate)).abort_handle();
+                Task { accepting, listener, token: None, socket: Some(socket) }
+            }
+            (Bound::Tcp(bound), Listen::Tcp(_, token)) => {
+                let token = Rc::new(RefCell::new(token.clone()));
+                let accepting = accept_tcp(bound, token.clone(), asks, gate);
+                let accepting = tokio::task::spawn_local(accepting).abort_handle();
+                Task { accepting, listener, token: Some(token), socket: None }
+            }
+            // Nobody could prove that they may.
+            (Bound::Tcp(_), _) => return None,
+        })
     }
 }
 
@@ -167,6 +220,10 @@ fn reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
             "another program listens there; stop it, or write another place as admin.listen".to_owned()
+        }
+        io::ErrorKind::AlreadyExists => {
+            "there is something that is no socket; remove it, or write another place as admin.listen"
+                .to_owned()
         }
         io::ErrorKind::PermissionDenied => format!(
             "{error}; let this user write to the folder (RuntimeDirectory=foregate in a systemd unit), or write another \
@@ -176,21 +233,52 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
-/// Binds a socket in the place of one that nobody listens on any more.
-fn bind(path: &Path) -> io::Result<Bound> {
-    if let Some(folder) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
-        // There is none, or what is there is no socket, and then it is not removed.
-        Err(_) => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-    let inode = fs::metadata(path)?.ino();
+/// The socket that is there, or a new one in the place of one that nobody listens on any more.
+fn bind_unix(path: &Path, inherited: Option<OwnedFd>) -> io::Result<Bound> {
+    let listener = match inherited {
+        Some(socket) => {
+            let listener = std::os::unix::net::UnixListener::from(socket);
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener)?
+        }
+        None => {
+            if let Some(folder) = path.parent() {
+                fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+            }
+            make_room(path)?;
+            let listener = UnixListener::bind(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+            listener
+        }
+    };
+    let inode = fs::metadata(path).ok().map(|found| found.ino());
     Ok(Bound::Unix(listener, Socket { path: path.to_owned(), inode }))
+}
+
+/// Removes a socket that nobody listens on any more, and nothing else.
+fn make_room(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => {}
+        Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
+        // There is nothing, or binding tells what is wrong.
+        Err(_) => return Ok(()),
+    }
+    // Who listens and does not accept would have us wait.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let knock = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&knock, &SocketAddrUnix::new(path)?) {
+        Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path),
+        Ok(()) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
+    }
+}
+
+fn bind_tcp(address: SocketAddr, inherited: Option<OwnedFd>) -> io::Result<Bound> {
+    let listener = match inherited {
+        Some(socket) => std::net::TcpListener::from(socket),
+        None => std::net::TcpListener::bind(address)?,
+    };
+    listener.set_nonblocking(true)?;
+    Ok(Bound::Tcp(TcpListener::from_std(listener)?))
 }
 
 async fn accept_unix(listener: UnixListener, asks: UnboundedSender<Ask>, gate: Arc<Semaphore>) {
@@ -211,7 +299,12 @@ async fn accept_unix(listener: UnixListener, asks: UnboundedSender<Ask>, gate: A
     }
 }
 
-async fn accept_tcp(listener: TcpListener, token: Token, asks: UnboundedSender<Ask>, gate: Arc<Semaphore>) {
+async fn accept_tcp(
+    listener: TcpListener,
+    token: Rc<RefCell<Token>>,
+    asks: UnboundedSender<Ask>,
+    gate: Arc<Semaphore>,
+) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -227,7 +320,7 @@ async fn accept_tcp(listener: TcpListener, token: Token, asks: UnboundedSender<A
 struct Asker {
     by: String,
     /// What they have to know.
-    token: Option<Token>,
+    token: Option<Rc<RefCell<Token>>>,
     asks: UnboundedSender<Ask>,
 }
 
@@ -299,12 +392,12 @@ async fn answer(asker: Rc<Asker>, request: Request<Incoming>) -> Result<Response
 
 /// Compared in constant time: how much of a guess was right is not to be measured.
 fn may(asker: &Asker, headers: &HeaderMap) -> bool {
-    let Some(Token(token)) = &asker.token else { return true };
+    let Some(token) = &asker.token else { return true };
     let given = headers
         .get(AUTHORIZATION)
         .map(HeaderValue::as_bytes)
         .and_then(|value| value.strip_prefix(b"Bearer "));
-    given.is_some_and(|given| verify_slices_are_equal(given, token.as_bytes()).is_ok())
+    given.is_some_and(|given| verify_slices_are_equal(given, token.borrow().0.as_bytes()).is_ok())
 }
 
 fn respond(reply: Reply) -> Response<Full<Bytes>> {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use foregate_discovery::{Dns, Found};
+use foregate_discovery::{Dns, Found, Target};
 use foregate_edge::Live;
 use foregate_routing::{MemberSpec, PoolSpec, SiteSpec, Snapshot, SnapshotBuilder};
 
@@ -23,7 +23,7 @@ struct LookedUp {
     pool: Arc<str>,
     dns: Dns,
     /// What was found last.
-    found: Vec<MemberSpec>,
+    found: Vec<Target>,
 }
 
 impl Blueprint {
@@ -47,8 +47,13 @@ impl Blueprint {
     /// Takes in what was found.
     pub(crate) fn take_in(&mut self, found: &Found) {
         if let Some(looked_up) = self.looked_up.iter_mut().find(|one| one.pool == found.pool) {
-            looked_up.found = found.members.iter().map(foregate_discovery::Target::member).collect();
+            looked_up.found.clone_from(&found.members);
         }
+    }
+
+    /// What was found, by pool.
+    pub(crate) fn found(&self) -> impl Iterator<Item = Found> {
+        self.looked_up.iter().map(|one| Found { pool: one.pool.clone(), members: one.found.clone() })
     }
 
     /// Takes over what was found for those pools that are looked up in the same way as `before`.
@@ -98,9 +103,8 @@ impl Blueprint {
     fn all_members(&self, spec: &PoolSpec) -> Vec<MemberSpec> {
         let mut members = spec.members.clone();
         if let Some(looked_up) = self.looked_up.iter().find(|one| *one.pool == *spec.name) {
-            let is_new =
-                |found: &&MemberSpec| spec.members.iter().all(|known| known.address != found.address);
-            members.extend(looked_up.found.iter().filter(is_new).cloned());
+            let is_new = |found: &MemberSpec| spec.members.iter().all(|known| known.address != found.address);
+            members.extend(looked_up.found.iter().map(Target::member).filter(is_new));
         }
         members
     }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Loaded};
 use crate::control::{Origin, Watch};
-use crate::{agent, demo, log, operate, proxy, run, upgrade};
+use crate::{agent, demo, log, operate, proxy, run, state, upgrade};
 
 /// How the program ended. The numbers are part of its interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +159,14 @@ fn serve_file(flags: &Run) -> Exit {
         Ok(inherited) => inherited,
         Err(reason) => return run::failed(reason),
     };
-    let watch = flags.watch.then(|| Watch::begin(path.clone()));
+    if let Some(digits) = inherited.as_ref().and_then(|inherited| inherited.testament.sticky.as_ref()) {
+        state::inherit_sticky_secret(digits);
+    }
+    let watch = flags.watch.then(|| match inherited {
+        // It may have changed while nobody looked.
+        Some(_) => Watch::anew(path.clone()),
+        None => Watch::begin(path.clone()),
+    });
     let loaded = match &inherited {
         // Another program, and nothing else: what is served stays, whatever the file says by now.
         Some(inherited) => told(config::load_files(&inherited.testament.files(), None)),

@@ -35,14 +35,14 @@ use crate::blueprint::Blueprint;
 use crate::cli::Exit;
 use crate::config::{Admin, Loaded};
 use crate::run::{Signals, Told, failed};
-use crate::systemd;
-use crate::upgrade::Testament;
+use crate::upgrade::Inherited;
+use crate::{state, systemd};
 
 use self::history::{History, Written};
 pub(crate) use self::overrides::Overrides;
 pub(crate) use self::reload::Terms;
 use self::reload::{Job, Probation};
-use self::successor::{Predecessor, Raising};
+use self::successor::{Heir, Predecessor, Raising};
 pub(crate) use self::watch::Watch;
 
 /// So long the start waits for what is looked up.
@@ -114,6 +114,11 @@ pub(crate) struct Refused {
 }
 
 impl Refused {
+    /// The same may be taken a little later.
+    fn may_pass(&self) -> bool {
+        matches!(self.status, StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE)
+    }
+
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Refused {
         Refused { status, message: message.into() }
     }
@@ -141,8 +146,8 @@ pub(crate) struct Control {
     quic_secret: [u8; 64],
     /// The process before this one, while it drains.
     predecessor: Option<Predecessor>,
-    /// What ends with this process, where another has taken over.
-    successor: Option<UnixStream>,
+    /// Where another process has taken over.
+    successor: Option<Heir>,
     /// The inbox, for those of us who ask too.
     asks: UnboundedSender<Ask>,
     /// Snapshots that workers may still hold: it takes time to give back a large one, and here nobody waits for that.
@@ -177,8 +182,12 @@ impl Control {
     pub(crate) async fn start(
         loaded: Loaded,
         origin: Origin,
-        testament: Option<&Testament>,
+        inherited: Option<&mut Inherited>,
     ) -> Result<(Control, Publisher<Live>, UnboundedSender<Concern>, Inbox), String> {
+        let (testament, admin) = match inherited {
+            Some(Inherited { testament, admin, .. }) => (Some(&*testament), admin.take()),
+            None => (None, None),
+        };
         let (asks, asked) = mpsc::unbounded_channel();
         let (finds, found) = mpsc::unbounded_channel();
         let (concerns, concerned) = mpsc::unbounded_channel();
@@ -186,7 +195,7 @@ impl Control {
         let quic_secret = successor::quic_secret(testament, keeps.as_deref());
         successor::renew_tickets(testament, keeps.as_deref());
         let verdicts = successor::verdicts(testament, keeps.as_deref());
-        let admin = Server::new(asks.clone());
+        let admin = Server::new(asks.clone(), admin);
         let live = Publisher::new(loaded.live);
         let history = History::open(&loaded.state_dir);
         let written = Written::new(loaded.files);
@@ -221,6 +230,10 @@ impl Control {
         control.look_up()?;
         // Whoever asks first is to find VMs; but a DNS server that is silent keeps nobody else from being served.
         let mut missing: HashSet<Arc<str>> = control.blueprint.looked_up().map(|(pool, _)| pool).collect();
+        for known in testament.into_iter().flat_map(successor::found_before) {
+            missing.remove(&known.pool);
+            control.take_in(&known);
+        }
         let first = async {
             while !missing.is_empty() {
                 let Some(found) = inbox.found.recv().await else { break };
@@ -252,13 +265,27 @@ impl Control {
         predecessor: Option<UnixStream>,
     ) -> Result<(), String> {
         self.gateway = Some(gateway);
+        // One that has taken over must not end for less than that it cannot serve.
+        let succeeds = self.predecessor.is_some();
         self.predecessor = self.predecessor.take().zip(predecessor).and_then(|(p, channel)| p.at(channel));
-        self.admin.open(admin)?;
+        match self.admin.open(admin) {
+            Err(reason) if succeeds => tracing::error!("this gateway cannot be administrated: {reason}"),
+            opened => opened?,
+        }
+        self.remember_admin();
         self.running.number = match self.origin {
             Origin::File(_) => self.history.add(&self.running.written, "start", "start"),
             Origin::Made => 0,
         };
         Ok(())
+    }
+
+    /// Those who look for this gateway find it although its file names another place by then.
+    fn remember_admin(&self) {
+        if matches!(self.origin, Origin::File(_)) {
+            // Where that cannot be kept they have to say where it is.
+            _ = state::write(&self.running.state_dir.join(state::ADMIN), self.admin.place().as_bytes());
+        }
     }
 
     /// Watches the files it was made of, and reloads when they change.
@@ -274,6 +301,7 @@ impl Control {
         let mut job: Option<Job> = None;
         let mut raising: Option<Raising> = None;
         let mut drained: Option<oneshot::Receiver<()>> = None;
+        let mut told_to_end = false;
         loop {
             let due = self.probation.as_ref().map(|probation| probation.until.into());
             tokio::select! {
@@ -290,15 +318,24 @@ impl Control {
                 raised = successor::raised(&mut raising), if raising.is_some() => {
                     if let Some(Raising { by, reply, .. }) = raising.take() {
                         let handed_over = self.hand_over(raised, &by).await;
-                        let over = handed_over.is_ok();
+                        // What came meanwhile is not for this process any more.
+                        while let Some(heir) = &self.successor
+                            && let Ok(told) = timeout(Duration::ZERO, signals.next()).await
+                        {
+                            heir.tell(told);
+                        }
                         answered(reply, handed_over);
-                        if over && drained.is_none() {
+                        if self.successor.is_some() && drained.is_none() {
                             match self.drain("upgrade", true) {
                                 Ok(done) => drained = Some(done),
                                 Err(error) => return failed(format_args!("the drain cannot start: {error}")),
                             }
                         }
                     }
+                }
+                pid = successor::lost(&mut self.successor), if self.successor.is_some() => {
+                    self.successor = None;
+                    tracing::error!(pid, "the process that has taken over has ended; this one only finishes what it has begun");
                 }
                 () = successor::gone(&mut self.predecessor), if self.predecessor.is_some() => self.is_alone().await,
                 loaded = reload::loaded(&mut job), if job.is_some() => {
@@ -319,13 +356,21 @@ impl Control {
                 told = signals.next() => match (told, &drained) {
                     (Told::Reload, _) => self.ask("SIGHUP", Request::Reload(Terms::default())),
                     (Told::Upgrade, _) => self.ask("SIGUSR2", Request::Upgrade),
-                    (Told::End(name), None) => match self.drain(name, false) {
-                        Ok(done) => drained = Some(done),
-                        Err(error) => return failed(format_args!("the drain cannot start: {error}")),
-                    },
-                    (Told::End(name), Some(_)) => {
+                    (Told::End(name), None) => {
+                        told_to_end = true;
+                        raising.iter().for_each(Raising::give_up);
+                        match self.drain(name, false) {
+                            Ok(done) => drained = Some(done),
+                            Err(error) => return failed(format_args!("the drain cannot start: {error}")),
+                        }
+                    }
+                    (Told::End(name), Some(_)) if told_to_end => {
                         tracing::warn!("{name} again: ending at once");
                         return Exit::Failed;
+                    }
+                    (Told::End(name), Some(_)) => {
+                        told_to_end = true;
+                        tracing::info!("{name}: draining already; once more ends it at once");
                     }
                 },
                 done = over(&mut drained) => return match done {
@@ -449,7 +494,16 @@ impl Control {
 
     fn set_duty(&mut self, pool: &str, backend: &str, duty: Option<Duty>, by: &str) -> Reply {
         let live = self.live.load();
-        let endpoint = endpoint(&live, pool, backend).ok_or_else(|| self.no_backend(pool, backend))?;
+        let Some(endpoint) = endpoint(&live, pool, backend) else {
+            return match self.overrides.get(pool, backend) {
+                // It has gone, and what was said of it can be taken back all the same.
+                Some(_) if duty.is_none() => {
+                    self.overrides.set_duty(pool, backend, None, by);
+                    Ok(done(format!("{pool}/{backend} is not there; nothing is said of its duty any more")))
+                }
+                _ => Err(self.no_backend(pool, backend)),
+            };
+        };
         self.overrides.set_duty(pool, backend, duty, by);
         self.monitor.instruct(&endpoint, duty, &format!("{by} said so"));
         self.pool(pool)
@@ -458,6 +512,12 @@ impl Control {
     fn set_weight(&mut self, pool: &str, backend: &str, weight: Option<u32>, by: &str) -> Reply {
         let members = self.blueprint.members(pool).unwrap_or_default();
         if !members.iter().any(|member| &*member.name == backend) {
+            if weight.is_none() && self.overrides.get(pool, backend).is_some() {
+                self.overrides.set_weight(pool, backend, None, by);
+                return Ok(done(format!(
+                    "{pool}/{backend} is not there; nothing is said of its weight any more"
+                )));
+            }
             return Err(self.no_backend(pool, backend));
         }
         self.overrides.set_weight(pool, backend, weight, by);

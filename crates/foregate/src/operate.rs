@@ -196,7 +196,13 @@ fn post(at: &Where, path: &str, body: &Value, show: Show) -> Result<(), Trouble>
 /// Either name may hold a slash, so the gateway is asked what there is.
 fn instruct(at: &Where, target: &str, action: &str, body: &Value) -> Result<(), Trouble> {
     let pools = Gateway::find(at)?.ask(Asked { method: Method::GET, path: "/pools", body: String::new() })?;
-    let named = show::backends(&pools);
+    let mut named = show::backends(&pools);
+    if matches!(action, "undrain" | "weight") {
+        // What was said of one that has gone can be taken back.
+        let status =
+            Gateway::find(at)?.ask(Asked { method: Method::GET, path: "/status", body: String::new() })?;
+        named.extend(show::overridden(&status));
+    }
     let Some((pool, backend)) = named.iter().find(|(pool, backend)| format!("{pool}/{backend}") == target)
     else {
         let names: Vec<String> = named.iter().map(|(pool, backend)| format!("{pool}/{backend}")).collect();
@@ -206,7 +212,7 @@ fn instruct(at: &Where, target: &str, action: &str, body: &Value) -> Result<(), 
         )));
     };
     let path = format!("/pools/{}/backends/{}/{action}", ask::part(pool), ask::part(backend));
-    post(at, &path, body, show::pool)
+    post(at, &path, body, show::instructed)
 }
 
 fn print(at: &Where, answer: &Value, show: Show) {

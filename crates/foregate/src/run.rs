@@ -42,8 +42,7 @@ pub(crate) fn serve(
     let (made, sticky) = (std::mem::take(&mut loaded.self_signed), loaded.sticky.take());
     let (state_dir, admin) = (loaded.state_dir.clone(), loaded.admin.clone());
     let keeps = matches!(origin, Origin::File(_));
-    let testament = inherited.as_ref().map(|inherited| &inherited.testament);
-    let started = runtime.block_on(Control::start(loaded, origin, testament));
+    let started = runtime.block_on(Control::start(loaded, origin, inherited.as_mut()));
     let (mut control, live, concerns, inbox) = match started {
         Ok(started) => started,
         Err(sentence) => return unable(inherited, sentence),
@@ -56,13 +55,16 @@ pub(crate) fn serve(
     let mut predecessor = None;
     if let Some(mut inherited) = inherited {
         let orphaned = inherited.ready();
-        let mut failed = runtime.block_on(gateway.take_over());
-        if orphaned {
-            failed.extend(runtime.block_on(gateway.unshare()));
-        } else {
-            predecessor = inherited.done().ok();
+        let failed = runtime.block_on(gateway.take_over());
+        if !orphaned && !failed.is_empty() {
+            return unable(Some(inherited), failed.join("; "));
         }
         control::complain_of(failed);
+        // Where the process before has gone there is nobody else.
+        predecessor = inherited.done().filter(|_| !orphaned);
+        if predecessor.is_none() {
+            control::complain_of(runtime.block_on(gateway.unshare()));
+        }
     }
     for listening in gateway.listeners() {
         say(format_args!("listening on {listening}"));
@@ -71,7 +73,7 @@ pub(crate) fn serve(
     if keeps {
         keep(&made, sticky.as_ref(), &state_dir);
     }
-    runtime.block_on(async {
+    let exit = runtime.block_on(async {
         if let Err(sentence) = control.serves(gateway, &admin, predecessor) {
             return failed(sentence);
         }
@@ -80,7 +82,10 @@ pub(crate) fn serve(
             control.watch(watch);
         }
         control.attend(signals, inbox).await
-    })
+    });
+    // A file that cannot be read for now keeps nobody here.
+    runtime.shutdown_background();
+    exit
 }
 
 /// Says why it cannot start, to the process before too.

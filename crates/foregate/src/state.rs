@@ -17,34 +17,57 @@ pub(crate) fn write(file: &Path, contents: &[u8]) -> io::Result<()> {
     if let Some(folder) = file.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    // Written aside and renamed: a reader sees the old file or the new one, never halves of both.
-    let aside = file.with_extension("new");
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut new = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-    new.write_all(contents)?;
-    new.sync_all()?;
-    fs::rename(&aside, file)
+    Aside::write(file, contents)?.replace()
 }
 
-/// Writes a file in the place of one that others may read, which keeps who that is.
-///
-/// # Errors
-/// It cannot be written; the old one is still there.
-pub(crate) fn replace(file: &Path, contents: &[u8]) -> io::Result<()> {
-    let before = fs::metadata(file)?;
-    let aside = file.with_extension("new");
-    let written = fs::write(&aside, contents)
-        .and_then(|()| fs::set_permissions(&aside, before.permissions()))
-        .and_then(|()| std::os::unix::fs::chown(&aside, Some(before.uid()), Some(before.gid())))
-        .and_then(|()| fs::File::open(&aside)?.sync_all())
-        .and_then(|()| fs::rename(&aside, file));
-    if written.is_err() {
-        _ = fs::remove_file(&aside);
+/// A file beside the one whose place it is to take: a reader sees the old one or the new one, never halves of both. Removed
+/// when dropped.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    aside: PathBuf,
+    file: PathBuf,
+}
+
+impl Aside {
+    fn write(file: &Path, contents: &[u8]) -> io::Result<Aside> {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let aside = Aside { aside: file.with_file_name(format!(".{name}.new")), file: file.to_owned() };
+        match fs::remove_file(&aside.aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut new = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside.aside)?;
+        new.write_all(contents)?;
+        new.sync_all()?;
+        Ok(aside)
     }
-    written
+
+    /// For a file that others may read, which keeps who that is.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn like(file: &Path, contents: &[u8]) -> io::Result<Aside> {
+        let before = fs::metadata(file)?;
+        let aside = Aside::write(file, contents)?;
+        std::os::unix::fs::chown(&aside.aside, Some(before.uid()), Some(before.gid()))?;
+        fs::set_permissions(&aside.aside, before.permissions())?;
+        Ok(aside)
+    }
+
+    /// Takes its place.
+    ///
+    /// # Errors
+    /// It cannot; the old one is still there.
+    pub(crate) fn replace(self) -> io::Result<()> {
+        fs::rename(&self.aside, &self.file)
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // Mostly it has gone already.
+        _ = fs::remove_file(&self.aside);
+    }
 }
 
 /// What sticky cookies are made with. In its file it is 32 hexadecimal digits and the end of a line.
@@ -55,13 +78,27 @@ pub(crate) struct StickySecret {
     fresh: bool,
 }
 
+/// The secret that stands in where no file has one.
+static FRESH: OnceLock<Secret> = OnceLock::new();
+
+/// What sticky cookies are made with, for a successor that does not find it in a file.
+pub(crate) fn fresh_sticky_secret() -> Option<String> {
+    FRESH.get().map(|Secret(bytes)| digits_of(bytes))
+}
+
+/// Goes on with the one of the process before.
+pub(crate) fn inherit_sticky_secret(digits: &str) {
+    if let Some(secret) = parse(digits) {
+        _ = FRESH.set(secret);
+    }
+}
+
 impl StickySecret {
     /// The one kept in the folder, or where there is none a new one, the same as long as the process runs. Writes nothing.
     ///
     /// # Errors
     /// What is wrong with the one that is there: others may use it too, so it is not replaced.
     pub(crate) fn obtain(folder: &Path) -> Result<StickySecret, String> {
-        static FRESH: OnceLock<Secret> = OnceLock::new();
         let file = folder.join("sticky.key");
         let name = file.display();
         let (secret, fresh) = match fs::read_to_string(&file) {
@@ -134,6 +171,8 @@ pub(crate) fn keep_ticket_keys(folder: &Path, keys: &[TicketKey]) {
 }
 
 const TICKETS: &str = "tickets.key";
+/// Where the gateway is administrated.
+pub(crate) const ADMIN: &str = "admin";
 
 pub(crate) fn ticket_line(key: &TicketKey) -> String {
     format!("{} {} {}", key.since, digits_of(&key.id), digits_of(&key.secret))

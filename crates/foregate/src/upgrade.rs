@@ -15,7 +15,8 @@
 //! If the old one ends before, the new one takes over by itself.
 
 use std::ffi::OsString;
-use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -68,6 +69,10 @@ pub(crate) struct Testament {
     files: Vec<(String, String)>,
     pub(crate) overrides: Vec<Said>,
     pub(crate) verdicts: Vec<Verdict>,
+    /// The VMs that were looked up.
+    pub(crate) looked_up: Vec<LookedUp>,
+    /// What sticky cookies are made with, if no file says so. Hexadecimal digits.
+    pub(crate) sticky: Option<String>,
     /// How long the drain may take.
     pub(crate) drain_ms: u64,
 }
@@ -78,9 +83,20 @@ pub(crate) struct Testament {
 struct Spot {
     address: Option<SocketAddr>,
     dual: bool,
-    /// "http", "https", "http3".
+    /// "http", "https", "http3", "admin".
     kind: String,
+    /// Of the administration, as the configuration writes it.
+    place: Option<String>,
     sockets: usize,
+}
+
+/// The VMs of a pool that were looked up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct LookedUp {
+    pub(crate) pool: String,
+    /// Address, weight and tier.
+    pub(crate) members: Vec<(SocketAddr, u32, u32)>,
 }
 
 /// What an operator has said of a backend.
@@ -116,6 +132,8 @@ const READY_WORD: &str = "ready";
 const REFUSED: &str = "refused";
 const TAKE_OVER: &str = "take over";
 const DONE_WORD: &str = "done";
+/// The kind of the socket on which operators are heard.
+const ADMIN: &str = "admin";
 
 impl Word {
     fn of(word: &str) -> Word {
@@ -150,10 +168,24 @@ pub(crate) fn remember_program() {
 
 fn program() -> Option<&'static PathBuf> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM.get_or_init(|| std::env::current_exe().ok()).as_ref()
+    PROGRAM.get_or_init(find_program).as_ref()
 }
 
-/// A process that is ready to take over.
+/// As it was called: the way to it may lead over links, and those elsewhere by then.
+fn find_program() -> Option<PathBuf> {
+    let itself = std::env::current_exe().ok()?;
+    let called = PathBuf::from(std::env::args_os().next()?);
+    let places: Vec<PathBuf> = if called.components().count() > 1 {
+        std::path::absolute(called).into_iter().collect()
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).map(|folder| folder.join(&called)).collect()
+    };
+    let is_itself = |place: &PathBuf| fs::canonicalize(place).is_ok_and(|real| real == itself);
+    Some(places.into_iter().find(is_itself).unwrap_or(itself))
+}
+
+/// A process that is to take over.
 #[derive(Debug)]
 pub(crate) struct Successor {
     child: Child,
@@ -161,38 +193,58 @@ pub(crate) struct Successor {
     pub(crate) program: String,
 }
 
-/// Starts a successor and waits until it is ready. Blocks.
-///
-/// # Errors
-/// A sentence on why there is none; nothing is left of it.
-pub(crate) fn raise(mut testament: Testament, heritage: Heritage) -> Result<Successor, String> {
-    let program = program().ok_or("it is not known which program this is")?;
-    let (channel, other) = UnixStream::pair().map_err(|error| format!("no socket pair: {error}"))?;
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let child = Command::new(program)
-        .args(arguments)
-        .env(VARIABLE, std::process::id().to_string())
-        .stdin(Stdio::from(OwnedFd::from(other)))
-        .spawn()
-        .map_err(|error| format!("{} cannot be started: {error}", program.display()))?;
-    let mut successor = Successor { child, channel, program: program.display().to_string() };
-    testament.workers = heritage.workers;
-    testament.second_set = heritage.set == Set::Second;
-    testament.spots = heritage.sockets.iter().map(spot).collect();
-    let sockets: Vec<OwnedFd> = heritage.sockets.into_iter().flat_map(|handed| handed.sockets).collect();
-    let begun = Instant::now();
-    let said = send_frame(&mut successor.channel, &testament)
-        .and_then(|()| send_files(&successor.channel, &sockets))
-        .and_then(|()| hear(&mut successor.channel, READY.saturating_sub(begun.elapsed())));
-    match said {
-        Ok(said) if said.word == READY_WORD => Ok(successor),
-        Ok(said) if said.word == REFUSED => Err(successor.dismiss(&said.reason)),
-        Ok(_) => Err(successor.dismiss("it says something else than that it is ready")),
-        Err(error) => Err(successor.dismiss(&trouble(&error))),
-    }
-}
-
 impl Successor {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// A sentence on why there is none.
+    pub(crate) fn start() -> Result<Successor, String> {
+        let program = program().ok_or("it is not known which program this is")?;
+        let (channel, other) = UnixStream::pair().map_err(|error| format!("no socket pair: {error}"))?;
+        let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+        let child = Command::new(program)
+            .args(arguments)
+            .env(VARIABLE, std::process::id().to_string())
+            // It is of this process: the other one shall answer for itself.
+            .env_remove("WATCHDOG_PID")
+            .stdin(Stdio::from(OwnedFd::from(other)))
+            .spawn()
+            .map_err(|error| format!("{} cannot be started: {error}", program.display()))?;
+        Ok(Successor { child, channel, program: program.display().to_string() })
+    }
+
+    /// Gives it all it needs, and waits until it is ready. Blocks.
+    ///
+    /// # Errors
+    /// A sentence on why it is not going to be; nothing is left of it.
+    pub(crate) fn prepare(
+        self,
+        mut testament: Testament,
+        heritage: Heritage,
+        admin: Option<(String, OwnedFd)>,
+    ) -> Result<Successor, String> {
+        testament.workers = heritage.workers;
+        testament.second_set = heritage.set == Set::Second;
+        testament.spots = heritage.sockets.iter().map(spot).collect();
+        let mut sockets: Vec<OwnedFd> =
+            heritage.sockets.into_iter().flat_map(|handed| handed.sockets).collect();
+        if let Some((place, socket)) = admin {
+            let (kind, place) = (ADMIN.to_owned(), Some(place));
+            testament.spots.push(Spot { kind, place, sockets: 1, ..Spot::default() });
+            sockets.push(socket);
+        }
+        let mut channel = Until(&self.channel, Instant::now() + READY);
+        let said = send_frame(&mut channel, &testament)
+            .and_then(|()| send_files(&channel, &sockets))
+            .and_then(|()| receive_frame::<Word>(&mut channel));
+        match said {
+            Ok(said) if said.word == READY_WORD => Ok(self),
+            Ok(said) if said.word == REFUSED => Err(self.dismiss(&said.reason)),
+            Ok(_) => Err(self.dismiss("it says something else than that it is ready")),
+            Err(error) => Err(self.dismiss(&trouble(&error))),
+        }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -202,9 +254,10 @@ impl Successor {
     ///
     /// # Errors
     /// It has not; nothing is left of it.
-    pub(crate) fn take_over(mut self) -> Result<UnixStream, String> {
+    pub(crate) fn take_over(self) -> Result<UnixStream, String> {
+        let mut channel = Until(&self.channel, Instant::now() + DONE);
         let said =
-            send_frame(&mut self.channel, &Word::of(TAKE_OVER)).and_then(|()| hear(&mut self.channel, DONE));
+            send_frame(&mut channel, &Word::of(TAKE_OVER)).and_then(|()| receive_frame::<Word>(&mut channel));
         match said {
             Ok(said) if said.word == DONE_WORD => Ok(self.channel),
             Ok(_) => Err(self.dismiss("it does not say that it listens")),
@@ -212,8 +265,9 @@ impl Successor {
         }
     }
 
-    /// Ends it. Returns what is to be said of it.
-    fn dismiss(mut self, why: &str) -> String {
+    /// Ends it. Returns what is to be said of it. Until it has ended its channel stays open: it takes over by itself when that
+    /// is closed.
+    pub(crate) fn dismiss(mut self, why: &str) -> String {
         let ended = match self.child.try_wait() {
             Ok(Some(status)) => Some(status),
             _ => {
@@ -235,7 +289,9 @@ impl Successor {
 fn trouble(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it takes too long".to_owned(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => "it has gone".to_owned(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+            "it has gone".to_owned()
+        }
         _ => error.to_string(),
     }
 }
@@ -245,6 +301,8 @@ fn trouble(error: &io::Error) -> String {
 pub(crate) struct Inherited {
     pub(crate) testament: Testament,
     pub(crate) heritage: Option<Heritage>,
+    /// Where operators are heard, and the socket.
+    pub(crate) admin: Option<(String, OwnedFd)>,
     channel: UnixStream,
 }
 
@@ -260,19 +318,26 @@ pub(crate) fn inherit() -> Result<Option<Inherited>, String> {
         return Ok(None);
     }
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
-    let mut channel = UnixStream::from(stdin);
-    let read = receive(&mut channel);
-    match read {
-        Ok((testament, heritage)) => Ok(Some(Inherited { testament, heritage: Some(heritage), channel })),
+    receive(UnixStream::from(stdin)).map(Some)
+}
+
+fn receive(channel: UnixStream) -> Result<Inherited, String> {
+    let until = Instant::now() + DONE;
+    match receive_all(&mut Until(&channel, until)) {
+        Ok((testament, heritage, admin)) => {
+            Ok(Inherited { testament, heritage: Some(heritage), admin, channel })
+        }
         Err(reason) => {
-            _ = send_frame(&mut channel, &Word::refused(&reason));
+            _ = send_frame(&mut Until(&channel, until), &Word::refused(&reason));
             Err(format!("this process cannot take over: {reason}"))
         }
     }
 }
 
-fn receive(channel: &mut UnixStream) -> Result<(Testament, Heritage), String> {
-    channel.set_read_timeout(Some(DONE)).map_err(|error| error.to_string())?;
+/// What is handed over.
+type Estate = (Testament, Heritage, Option<(String, OwnedFd)>);
+
+fn receive_all(channel: &mut Until<'_>) -> Result<Estate, String> {
     let testament: Testament = receive_frame(channel).map_err(|error| format!("the testament: {error}"))?;
     if !UNDERSTOOD.contains(&testament.version) {
         return Err(format!(
@@ -288,9 +353,13 @@ fn receive(channel: &mut UnixStream) -> Result<(Testament, Heritage), String> {
     let count = testament.spots.iter().map(|spot| spot.sockets).sum();
     let mut files =
         receive_files(channel, count).map_err(|error| format!("the sockets: {error}"))?.into_iter();
-    let mut sockets = Vec::new();
+    let (mut sockets, mut admin) = (Vec::new(), None);
     for spot in &testament.spots {
-        let own = files.by_ref().take(spot.sockets).collect();
+        let mut own = files.by_ref().take(spot.sockets).collect::<Vec<_>>();
+        if let (ADMIN, Some(place)) = (spot.kind.as_str(), &spot.place) {
+            admin = own.pop().map(|socket| (place.clone(), socket));
+            continue;
+        }
         let (Some(address), Some(kind)) = (spot.address, kind(&spot.kind)) else {
             // Of a later version: nobody here knows what it is for.
             continue;
@@ -299,30 +368,59 @@ fn receive(channel: &mut UnixStream) -> Result<(Testament, Heritage), String> {
     }
     let set = if testament.second_set { Set::Second } else { Set::First };
     let workers = testament.workers;
-    Ok((testament, Heritage { workers, set, sockets }))
+    Ok((testament, Heritage { workers, set, sockets }, admin))
 }
 
 impl Inherited {
     /// Says that all is ready, and waits to be let. Blocks. If the process before has gone, this one is let too; then it is
     /// true.
     pub(crate) fn ready(&mut self) -> bool {
-        let timeout = self.channel.set_read_timeout(None);
-        let said = timeout
+        let timeouts =
+            self.channel.set_write_timeout(Some(DONE)).and_then(|()| self.channel.set_read_timeout(None));
+        let said = timeouts
             .and_then(|()| send_frame(&mut self.channel, &Word::of(READY_WORD)))
             .and_then(|()| receive_frame::<Word>(&mut self.channel));
         !said.is_ok_and(|said| said.word == TAKE_OVER)
     }
 
-    /// Says that it serves. Returns what ends with the process before.
-    pub(crate) fn done(mut self) -> io::Result<UnixStream> {
-        send_frame(&mut self.channel, &Word::of(DONE_WORD))?;
-        self.channel.set_nonblocking(true)?;
-        Ok(self.channel)
+    /// Says that it serves. Returns what ends with the process before; none, if it has ended.
+    pub(crate) fn done(mut self) -> Option<UnixStream> {
+        send_frame(&mut self.channel, &Word::of(DONE_WORD)).ok()?;
+        self.channel.set_nonblocking(true).ok()?;
+        Some(self.channel)
     }
 
     /// Says why it cannot.
-    pub(crate) fn refuse(mut self, reason: &str) {
-        _ = send_frame(&mut self.channel, &Word::refused(reason));
+    pub(crate) fn refuse(self, reason: &str) {
+        _ = send_frame(&mut Until(&self.channel, Instant::now() + DONE), &Word::refused(reason));
+    }
+}
+
+/// A channel, and when it is given up.
+struct Until<'c>(&'c UnixStream, Instant);
+
+impl Until<'_> {
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.1.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+    }
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.set_read_timeout(Some(self.left()?))?;
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Until<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.0.set_write_timeout(Some(self.left()?))?;
+        self.0.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -336,6 +434,7 @@ fn spot(handed: &Handed) -> Spot {
         address: Some(handed.address),
         dual: handed.dual,
         kind: kind.to_owned(),
+        place: None,
         sockets: handed.sockets.len(),
     }
 }
@@ -350,14 +449,14 @@ fn kind(name: &str) -> Option<Kind> {
 }
 
 /// A length of four bytes, and JSON.
-fn send_frame(channel: &mut UnixStream, what: &impl Serialize) -> io::Result<()> {
+fn send_frame(channel: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_vec(what)?;
     let length = u32::try_from(text.len()).map_err(io::Error::other)?;
     channel.write_all(&length.to_be_bytes())?;
     channel.write_all(&text)
 }
 
-fn receive_frame<T: for<'de> Deserialize<'de>>(channel: &mut UnixStream) -> io::Result<T> {
+fn receive_frame<T: for<'de> Deserialize<'de>>(channel: &mut impl Read) -> io::Result<T> {
     let mut length = [0; 4];
     channel.read_exact(&mut length)?;
     let length = u32::from_be_bytes(length) as usize;
@@ -369,13 +468,8 @@ fn receive_frame<T: for<'de> Deserialize<'de>>(channel: &mut UnixStream) -> io::
     Ok(serde_json::from_slice(&text)?)
 }
 
-fn hear(channel: &mut UnixStream, patience: Duration) -> io::Result<Word> {
-    channel.set_read_timeout(Some(patience.max(Duration::from_millis(1))))?;
-    receive_frame(channel)
-}
-
 /// Files travel beside a byte each message.
-fn send_files(channel: &UnixStream, files: &[OwnedFd]) -> io::Result<()> {
+fn send_files(channel: &Until<'_>, files: &[OwnedFd]) -> io::Result<()> {
     for some in files.chunks(FILES) {
         let borrowed: Vec<_> = some.iter().map(|file| file.as_fd()).collect();
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
@@ -383,19 +477,21 @@ fn send_files(channel: &UnixStream, files: &[OwnedFd]) -> io::Result<()> {
         if !rights.push(SendAncillaryMessage::ScmRights(&borrowed)) {
             return Err(io::Error::other("too many files"));
         }
-        sendmsg(channel, &[IoSlice::new(b"f")], &mut rights, SendFlags::empty())?;
+        channel.0.set_write_timeout(Some(channel.left()?))?;
+        sendmsg(channel.0, &[IoSlice::new(b"f")], &mut rights, SendFlags::empty())?;
     }
     Ok(())
 }
 
-fn receive_files(channel: &UnixStream, count: usize) -> io::Result<Vec<OwnedFd>> {
+fn receive_files(channel: &Until<'_>, count: usize) -> io::Result<Vec<OwnedFd>> {
     let mut files = Vec::new();
     while files.len() < count {
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
         let mut rights = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
+        channel.0.set_read_timeout(Some(channel.left()?))?;
         let received =
-            recvmsg(channel, &mut [IoSliceMut::new(&mut byte)], &mut rights, RecvFlags::CMSG_CLOEXEC)?;
+            recvmsg(channel.0, &mut [IoSliceMut::new(&mut byte)], &mut rights, RecvFlags::CMSG_CLOEXEC)?;
         if received.bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -412,52 +508,75 @@ fn receive_files(channel: &UnixStream, count: usize) -> io::Result<Vec<OwnedFd>>
 mod tests {
     use super::*;
 
+    fn soon(channel: &UnixStream) -> Until<'_> {
+        Until(channel, Instant::now() + DONE)
+    }
+
+    fn long_testament() -> Testament {
+        Testament::new(&[File { name: "/a.toml".to_owned(), text: "x".repeat(1_000_000) }])
+    }
+
     #[test]
     fn what_is_handed_over_arrives() {
-        let (mut old, mut new) = UnixStream::pair().unwrap();
-        let sockets: Vec<_> = (0..300).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let (old, new) = UnixStream::pair().unwrap();
+        let sockets: Vec<_> = (0..301).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let addresses: Vec<_> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
         let files: Vec<OwnedFd> = sockets.into_iter().map(OwnedFd::from).collect();
-        let mut testament = Testament::new(&[File { name: "/a.toml".to_owned(), text: "x".repeat(200_000) }]);
+        let mut testament = long_testament();
         testament.workers = 4;
+        let spot = |kind: &str, sockets| Spot { kind: kind.to_owned(), sockets, ..Spot::default() };
         testament.spots = vec![
-            Spot { address: Some(addresses[0]), dual: true, kind: "http3".to_owned(), sockets: 299 },
-            Spot {
-                address: Some(addresses[299]),
-                dual: false,
-                kind: "carrier pigeon".to_owned(),
-                sockets: 1,
-            },
+            Spot { address: Some(addresses[0]), dual: true, ..spot("http3", 299) },
+            Spot { address: Some(addresses[299]), ..spot("carrier pigeon", 1) },
+            Spot { place: Some("unix:/x".to_owned()), ..spot(ADMIN, 1) },
         ];
         let sender = std::thread::spawn(move || {
+            let mut old = soon(&old);
             send_frame(&mut old, &testament).unwrap();
             send_files(&old, &files).unwrap();
-            hear(&mut old, DONE).unwrap()
+            receive_frame::<Word>(&mut old).unwrap()
         });
-        let (testament, heritage) = receive(&mut new).unwrap();
-        assert_eq!(testament.files()[0].text.len(), 200_000);
-        assert_eq!(heritage.sockets.len(), 1, "what nobody knows is closed");
-        let arrived = heritage.sockets.into_iter().flat_map(|handed| handed.sockets);
-        for (socket, address) in arrived.map(std::net::UdpSocket::from).zip(addresses) {
-            assert_eq!(socket.local_addr().unwrap(), address);
+        let mut inherited = receive(new).unwrap();
+        assert_eq!(inherited.testament.files()[0].text.len(), 1_000_000);
+        let sockets = inherited.heritage.take().unwrap().sockets;
+        assert_eq!(sockets.len(), 1, "what nobody knows is closed");
+        let address_of = |socket: OwnedFd| std::net::UdpSocket::from(socket).local_addr().unwrap();
+        for (socket, address) in sockets.into_iter().flat_map(|handed| handed.sockets).zip(&addresses) {
+            assert_eq!(address_of(socket), *address);
         }
-        send_frame(&mut new, &Word::of(READY_WORD)).unwrap();
-        assert_eq!(sender.join().unwrap().word, READY_WORD);
+        let (place, socket) = inherited.admin.take().unwrap();
+        assert_eq!((place.as_str(), address_of(socket)), ("unix:/x", addresses[300]));
+        inherited.refuse("why not");
+        let said = sender.join().unwrap();
+        assert_eq!((said.word.as_str(), said.reason.as_str()), (REFUSED, "why not"));
+    }
+
+    #[test]
+    fn nobody_is_waited_for_without_end() {
+        let (old, new) = UnixStream::pair().unwrap();
+        let until = || Until(&old, Instant::now() + Duration::from_millis(50));
+        // It never reads, and more does not fit on the way.
+        let error = send_frame(&mut until(), &long_testament()).unwrap_err();
+        assert_eq!(trouble(&error), "it takes too long");
+        // It never says anything.
+        let error = receive_frame::<Word>(&mut until()).unwrap_err();
+        assert_eq!(trouble(&error), "it takes too long");
+        drop(new);
+        assert_eq!(trouble(&receive_frame::<Word>(&mut until()).unwrap_err()), "it has gone");
     }
 
     #[test]
     fn another_version_is_understood_or_refused() {
         let say = |text: &str| {
-            let (mut old, mut new) = UnixStream::pair().unwrap();
+            let (mut old, new) = UnixStream::pair().unwrap();
             let length = u32::try_from(text.len()).unwrap();
             old.write_all(&length.to_be_bytes()).unwrap();
             old.write_all(text.as_bytes()).unwrap();
             drop(old);
-            receive(&mut new)
+            receive(new)
         };
-        let (testament, _) =
-            say(r#"{ "version": 2, "workers": 3, "more": { "than": ["we", "know"] } }"#).unwrap();
-        assert_eq!((testament.workers, testament.overrides.len()), (3, 0));
+        let known = say(r#"{ "version": 2, "workers": 3, "more": { "than": ["we", "know"] } }"#).unwrap();
+        assert_eq!((known.testament.workers, known.testament.overrides.len()), (3, 0));
         assert!(say(r#"{ "version": 9, "program": "7.0" }"#).unwrap_err().contains("restart instead"));
         assert!(say("{").is_err());
         assert!(say(r#"{ "version": 1, "spots": [{ "sockets": 1 }] }"#).unwrap_err().contains("the sockets"));

@@ -101,6 +101,13 @@ pub(crate) struct Plan {
     backlog: u32,
 }
 
+impl Plan {
+    /// The numbers of what comes.
+    pub(crate) fn new_ids(&self) -> Vec<u64> {
+        self.new.iter().map(|bound| bound.id).collect()
+    }
+}
+
 impl Listeners {
     /// For so many workers as the group has. Nothing is bound.
     pub(crate) fn new(group: Group) -> Listeners {
@@ -130,7 +137,8 @@ impl Listeners {
             let Spot { place, kind, .. } = bound.spot;
             Ok(Handed { address: bound.spot.address(), dual: place.dual, kind, sockets })
         };
-        self.bound.iter().map(handed).collect()
+        // Also what is being left: one that comes back to it has to be the same group.
+        self.bound.iter().chain(self.leaving.iter().map(|(_, bound)| bound)).map(handed).collect()
     }
 
     pub(crate) fn set(&self) -> Set {

@@ -33,6 +33,16 @@ impl fmt::Debug for Token {
     }
 }
 
+impl Listen {
+    /// Whoever has to know what there.
+    pub(crate) fn is_same_place(&self, other: &Listen) -> bool {
+        match (self, other) {
+            (Listen::Tcp(one, _), Listen::Tcp(another, _)) => one == another,
+            _ => self == other,
+        }
+    }
+}
+
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -115,7 +125,8 @@ fn address(value: &Value<'_>) -> Option<Placed<Address>> {
         None => text.value.parse().ok().map(Address::Tcp),
     };
     if address.is_none() {
-        let problem = Problem::error(text.place, format!("nothing can listen on \"{}\"", text.value));
+        // The text is not repeated: it may come from a file that holds something else.
+        let problem = Problem::error(text.place, "nothing can listen on this");
         value.problem(problem.help("write \"unix:/run/foregate/admin.sock\", \"127.0.0.1:9190\" or \"off\""));
     }
     Some(Placed::new(address?, text.place))

@@ -53,6 +53,7 @@ use foregate_edge::Live;
 
 pub(crate) use admin::{Admin, Listen, Token};
 pub(crate) use diagnostic::Report;
+pub(crate) use server::usual_state_dir;
 pub(crate) use source::{folder_of, matching};
 
 use crate::blueprint::Blueprint;
@@ -167,6 +168,18 @@ fn load_sources(sources: Vec<Source>, problems: Problems, previous: Option<&Live
     let compile::Compiled { live, self_signed, sticky, blueprint } = compiled;
     let files = sources.into_iter().map(|source| File { name: source.name, text: source.text }).collect();
     Ok(Loaded { files, live, admin, state_dir, warnings, self_signed, sticky, blueprint })
+}
+
+/// Whether it names other files, though there may be none.
+pub(crate) fn has_include(file: &File) -> bool {
+    let main = Source { name: String::new(), folder: PathBuf::new(), text: file.text.clone(), index: 0 };
+    document::include(&main, &Problems::default()).is_some()
+}
+
+/// A text of the file at `path`, with its references followed.
+pub(crate) fn resolved(path: &Path, text: &str) -> Option<String> {
+    let source = Source { name: String::new(), folder: folder_of(path), text: String::new(), index: 0 };
+    reference::resolve(text, &source, reference::Braces::Text).ok().map(std::borrow::Cow::into_owned)
 }
 
 /// A time as the configuration writes it.

@@ -28,6 +28,11 @@ pub(super) struct Server {
     pub(super) state_dir: PathBuf,
 }
 
+/// Where the gateway keeps what must survive a restart, unless it is told otherwise.
+pub(crate) fn usual_state_dir() -> PathBuf {
+    PathBuf::from("/var/lib/foregate")
+}
+
 impl Default for Server {
     fn default() -> Server {
         Server {
@@ -36,7 +41,7 @@ impl Default for Server {
             addresses_known: true,
             ports_known: true,
             request_body: None,
-            state_dir: PathBuf::from("/var/lib/foregate"),
+            state_dir: usual_state_dir(),
         }
     }
 }

@@ -113,15 +113,33 @@ impl History {
         History { folder, entries, broken, refused, complained: false }
     }
 
+    /// Whether it is as it was written.
+    pub(crate) fn is_intact(&self, number: u64) -> bool {
+        !self.broken.contains(&number)
+    }
+
     pub(crate) fn get(&self, number: u64) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.number == number)
     }
 
-    /// The one before this one that held something else, and that nobody has gone back from.
+    /// Whether the content of one was served before that of the other was for the first time.
+    pub(crate) fn is_older(&self, number: u64, other: u64) -> bool {
+        let first = |number: u64| {
+            let content = &self.get(number)?.content;
+            self.entries.iter().find(|entry| entry.content == *content).map(|entry| entry.number)
+        };
+        first(number) < first(other)
+    }
+
+    /// The one before this one that held something else, that nobody has gone back from, and that is as it was written.
     pub(crate) fn before(&self, number: u64) -> Option<&Entry> {
         let content = self.get(number).map(|entry| entry.content.as_str());
         let mut older = self.entries.iter().rev().filter(|entry| entry.number < number);
-        older.find(|entry| Some(&*entry.content) != content && !self.refused.contains(&entry.content))
+        older.find(|entry| {
+            Some(&*entry.content) != content
+                && !self.refused.contains(&entry.content)
+                && self.is_intact(entry.number)
+        })
     }
 
     pub(crate) fn numbers(&self) -> (Option<u64>, Option<u64>) {
@@ -213,7 +231,7 @@ impl History {
                 "content": entry.content,
                 "running": entry.number == running,
                 "refused": self.refused.contains(&entry.content),
-                "intact": !self.broken.contains(&entry.number),
+                "intact": self.is_intact(entry.number),
             })
         };
         self.entries.iter().rev().map(one).collect()

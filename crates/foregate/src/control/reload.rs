@@ -14,10 +14,11 @@ use tokio::sync::oneshot::Sender;
 use tokio::task::JoinHandle;
 
 use super::diff::diff;
-use super::history::Written;
+use super::history::{Entry, Written};
 use super::{Control, Origin, Refused, Reply, answered, complain_of, done};
 use crate::config::{self, File, Loaded, Report};
-use crate::{run, state, systemd};
+use crate::state::Aside;
+use crate::{run, systemd};
 
 /// A configuration that is being read.
 pub(super) struct Job {
@@ -63,8 +64,18 @@ pub(super) struct Probation {
     /// What was served before, and its number.
     before: (Vec<File>, u64),
     guard: Option<Guard>,
-    /// Why it is over before that.
-    why: Option<String>,
+    /// Why it is over: going back is under way, or is tried again.
+    pub(super) why: Option<String>,
+    /// The file to write once it is confirmed.
+    save: Option<PathBuf>,
+}
+
+impl Probation {
+    /// Seconds in which it may still be confirmed.
+    pub(super) fn left(&self) -> Option<u64> {
+        let left = || self.until.saturating_duration_since(Instant::now()).as_secs();
+        self.why.is_none().then(left)
+    }
 }
 
 /// How things were before a change.
@@ -78,6 +89,8 @@ struct Guard {
     usable: Vec<Arc<str>>,
 }
 
+/// How long after going back has failed it is tried again.
+const AGAIN: Duration = Duration::from_secs(15);
 /// So many answers say something.
 const ENOUGH: u64 = 50;
 /// By so much more of them must fail.
@@ -111,7 +124,12 @@ impl Control {
     pub(super) fn reload(&mut self, terms: Terms, by: String, reply: Option<Sender<Reply>>) -> Option<Job> {
         let main = match self.may_change().and_then(|()| self.main_file()) {
             Ok(main) => main,
-            Err(refused) => return refuse(reply, refused),
+            Err(refused) => {
+                // Who asked by a signal waits for this.
+                systemd::reloading();
+                systemd::ready();
+                return refuse(reply, refused);
+            }
         };
         let what = Serve { how: "reload".to_owned(), terms, save: None, goes_back: false };
         Some(self.job(What::Serve(what), by, reply, move |live| config::load(&main, Some(live))))
@@ -145,37 +163,59 @@ impl Control {
         }
         let nothing = || Refused::new(StatusCode::NOT_FOUND, "there is nothing in the history to go back to");
         let entry = match to {
-            Some(number) => self.known(number),
+            Some(number) => self.known(number).and_then(|entry| self.intact(entry)),
             None => self.history.before(self.running.number).ok_or_else(nothing),
         };
-        let (files, number) = match entry {
-            Ok(entry) => (entry.files(), entry.number),
-            Err(refused) => return refuse(reply, refused),
+        match entry.map(|entry| (entry.files(), entry.number)) {
+            Ok((files, number)) => Some(self.going_to(files, number, by, reply)),
+            Err(refused) => refuse(reply, refused),
+        }
+    }
+
+    /// What was written into the history, and is as it was then.
+    fn intact<'e>(&self, entry: &'e Entry) -> Result<&'e Entry, Refused> {
+        let Entry { number, .. } = entry;
+        let changed = || {
+            let message = format!(
+                "configuration {number} in the history is not as it was written, so it is not served; `foregate diff \
+                 {number}` tells what it is now"
+            );
+            Refused::new(StatusCode::CONFLICT, message)
         };
-        // Whoever goes back does not wait for a confirmation of what they go back from.
-        self.probation = None;
-        Some(self.going_back(files, format!("rollback to {number}"), by, reply))
+        self.history.is_intact(*number).then_some(entry).ok_or_else(changed)
     }
 
     /// Nobody has confirmed.
     pub(super) fn go_back(&mut self) -> Option<Job> {
-        let Probation { before: (files, number), why, .. } = self.probation.take()?;
-        let why = why.unwrap_or_else(|| "nobody has confirmed".to_owned());
+        let probation = self.probation.as_mut()?;
+        // It is over when the other one is served; where that fails, it is tried again.
+        probation.until = Instant::now() + AGAIN;
+        let (files, number) = probation.before.clone();
+        let why = probation.why.get_or_insert_with(|| "nobody has confirmed".to_owned()).clone();
         tracing::warn!("configuration {}: {why}: going back", self.running.number);
-        Some(self.going_back(files, format!("rollback to {number}"), why, None))
+        Some(self.going_to(files, number, why, None))
     }
 
     pub(super) fn confirm(&mut self, by: &str) -> Reply {
-        if self.probation.take().is_none() {
-            return Err(Refused::new(StatusCode::CONFLICT, "nothing waits to be confirmed"));
+        let conflict = |message: String| Refused::new(StatusCode::CONFLICT, message);
+        let Some(probation) = &self.probation else {
+            return Err(conflict("nothing waits to be confirmed".to_owned()));
+        };
+        if let Some(file) = &probation.save {
+            saving(file, &self.running.written.files)
+                .and_then(|aside| aside.replace().map_err(|error| unsaved(file, &error)))
+                .map_err(|reason| conflict(format!("{reason}; it still waits to be confirmed")))?;
         }
+        self.probation = None;
         tracing::info!(by, "configuration {} is confirmed", self.running.number);
         Ok(done(format!("configuration {} stays", self.running.number)))
     }
 
-    fn going_back(&self, files: Vec<File>, how: String, by: String, reply: Option<Sender<Reply>>) -> Job {
+    fn going_to(&self, files: Vec<File>, number: u64, by: String, reply: Option<Sender<Reply>>) -> Job {
         let terms = Terms { force: true, ..Terms::default() };
-        let what = Serve { how, terms, save: None, goes_back: true };
+        let how = format!("rollback to {number}");
+        let goes_back = self.history.is_older(number, self.running.number);
+        let what = Serve { how, terms, save: None, goes_back };
         self.job(What::Serve(what), by, reply, move |live| config::load_files(&files, Some(live)))
     }
 
@@ -246,17 +286,26 @@ impl Control {
             ));
         }
         let conflict = |message: String| Refused::new(StatusCode::CONFLICT, message);
-        let change = gateway.prepare(&loaded.live.settings).map_err(|error| conflict(error.to_string()))?;
+        // Written aside first, so that nothing is bound for what cannot be saved.
+        let save = serve.save.as_ref().map(|file| saving(file, &next.files)).transpose().map_err(conflict)?;
         let admin = self.admin.prepare(&loaded.admin).map_err(conflict)?;
-        if let Some(file) = &serve.save {
-            save(file, &next.files).map_err(conflict)?;
+        let change = gateway.prepare(&loaded.live.settings).await;
+        let change = change.map_err(|error| conflict(error.to_string()))?;
+        // What waits to be confirmed is saved when it is.
+        if let (Some(aside), Some(file), None) = (save, &serve.save, serve.terms.confirm)
+            && let Err(error) = aside.replace()
+        {
+            gateway.abandon(change).await;
+            return Err(conflict(unsaved(file, &error)));
         }
         let guard = Some(self.how_things_are());
         // From here on nothing fails.
         let lines = diff(&self.running.written.files, &next.files);
         let before = std::mem::replace(&mut self.running.written, next);
         let waiting = self.commit(loaded, change).await;
-        self.admin.commit(admin);
+        if self.admin.commit(admin) {
+            self.remember_admin();
+        }
         if serve.goes_back && !is_running {
             self.history.refuse(&before);
         }
@@ -270,6 +319,7 @@ impl Control {
             before: (before.files, number_before),
             guard: guard.filter(|_| serve.terms.guard),
             why: None,
+            save: serve.save,
         });
         let took = begun.elapsed();
         tracing::info!(
@@ -399,17 +449,21 @@ fn load_text(main: &Path, text: &str, live: &Live) -> Result<Loaded, Report> {
     config::load_str(&main.display().to_string(), text, &config::folder_of(main), Some(live))
 }
 
-/// Writes what is served from now on to the file it is read from at the next start.
-fn save(main: &Path, files: &[File]) -> Result<(), String> {
-    let [only] = files else {
-        return Err(
-            "it cannot be saved: with `include` nobody can tell which file a change belongs to; edit the files, and \
-             reload"
-                .to_owned(),
-        );
+/// Writes what is served from now on beside the file that it is read from at the next start.
+fn saving(main: &Path, files: &[File]) -> Result<Aside, String> {
+    let only = match files {
+        [only] if !config::has_include(only) => only,
+        _ => {
+            return Err("it cannot be saved: with `include` nobody can tell which file a change belongs to; edit the \
+                        files, and reload"
+                .to_owned());
+        }
     };
     // Not the link, but what it leads to: the link may be how it came there.
     let place = fs::canonicalize(main).unwrap_or_else(|_| main.to_owned());
-    state::replace(&place, only.text.as_bytes())
-        .map_err(|error| format!("it is not served, for {} cannot be written: {error}", main.display()))
+    Aside::like(&place, only.text.as_bytes()).map_err(|error| unsaved(main, &error))
+}
+
+fn unsaved(main: &Path, error: &std::io::Error) -> String {
+    format!("it is not served, for {} cannot be written: {error}", main.display())
 }

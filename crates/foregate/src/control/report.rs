@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::diff::diff;
 use super::overrides::Named;
+use super::reload::Probation;
 use super::successor::Predecessor;
 use super::{Control, Origin, Refused, Reply, history};
 use crate::config;
@@ -20,10 +21,6 @@ impl Control {
         let usable = pools.iter().filter(|pool| pool.any_usable()).count();
         let listeners: Vec<String> =
             self.gateway.iter().flat_map(|gateway| gateway.listeners()).map(ToString::to_string).collect();
-        let confirm = self
-            .probation
-            .as_ref()
-            .map(|probation| probation.until.saturating_duration_since(std::time::Instant::now()).as_secs());
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
@@ -35,7 +32,8 @@ impl Control {
                 "number": self.running.number,
                 "content": self.running.written.content,
                 "differs_from_file": self.differs_from_file(),
-                "confirm_within_s": confirm,
+                "confirm_within_s": self.probation.as_ref().and_then(Probation::left),
+                "goes_back": self.probation.as_ref().and_then(|probation| probation.why.as_ref()),
                 "waits_for_restart": self.running.waiting,
             },
             "predecessor_drains_s": self.predecessor.as_ref().map(Predecessor::left),

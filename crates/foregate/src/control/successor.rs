@@ -2,22 +2,25 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use foregate_discovery::{Found, Target};
 use foregate_edge::Live;
 use foregate_edge::tls::Tickets;
 use foregate_routing::{Endpoint, State};
 use http::StatusCode;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
 use tokio::sync::oneshot::Sender;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{Control, Origin, Refused, Reply, answered, complain_of, done};
-use crate::upgrade::{self, Successor, Testament, Verdict};
+use crate::run::Told;
+use crate::upgrade::{LookedUp, Successor, Testament, Verdict};
 use crate::{state, systemd};
 
 /// How much longer than its drain a process may take to end.
@@ -28,9 +31,10 @@ const FRESH: Duration = Duration::from_secs(60);
 const KEEP: u64 = 15;
 const VERDICTS: &str = "verdicts.json";
 
-/// A successor that is being started.
+/// A successor that makes ready.
 pub(super) struct Raising {
     raised: JoinHandle<Result<Successor, String>>,
+    pid: u32,
     pub(super) by: String,
     pub(super) reply: Option<Sender<Reply>>,
 }
@@ -41,10 +45,57 @@ pub(super) async fn raised(raising: &mut Option<Raising>) -> Result<Successor, S
     (&mut raising.raised).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
+impl Raising {
+    /// It is not wanted any more: the service is to end.
+    pub(super) fn give_up(&self) {
+        if !self.raised.is_finished() {
+            kill(self.pid, Signal::KILL);
+        }
+    }
+}
+
+fn kill(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // One that has ended is no trouble.
+        _ = kill_process(pid, signal);
+    }
+}
+
+/// The process that has taken over.
+pub(crate) struct Heir {
+    pid: u32,
+    channel: Option<UnixStream>,
+}
+
+impl Heir {
+    /// What this process was told is for the other one.
+    pub(super) fn tell(&self, told: Told) {
+        kill(
+            self.pid,
+            match told {
+                Told::End(_) => Signal::TERM,
+                Told::Reload => Signal::HUP,
+                Told::Upgrade => Signal::USR2,
+            },
+        );
+    }
+}
+
+/// Waits until the process that has taken over has ended.
+pub(super) async fn lost(heir: &mut Option<Heir>) -> u32 {
+    match heir {
+        Some(Heir { pid, channel: Some(channel) }) => {
+            closed(channel).await;
+            *pid
+        }
+        _ => std::future::pending().await,
+    }
+}
+
 /// The process before this one.
 pub(crate) struct Predecessor {
     until: Instant,
-    channel: Option<tokio::net::UnixStream>,
+    channel: Option<UnixStream>,
 }
 
 impl Predecessor {
@@ -53,8 +104,8 @@ impl Predecessor {
     }
 
     /// The other end of this is closed when it ends.
-    pub(super) fn at(self, channel: UnixStream) -> Option<Predecessor> {
-        let channel = tokio::net::UnixStream::from_std(channel).ok()?;
+    pub(super) fn at(self, channel: std::os::unix::net::UnixStream) -> Option<Predecessor> {
+        let channel = UnixStream::from_std(channel).ok()?;
         Some(Predecessor { channel: Some(channel), ..self })
     }
 
@@ -68,7 +119,11 @@ impl Predecessor {
 pub(super) async fn gone(predecessor: &mut Option<Predecessor>) {
     let channel = predecessor.as_mut().and_then(|predecessor| predecessor.channel.as_mut());
     let Some(channel) = channel else { return std::future::pending().await };
-    // It says nothing any more; what it may say in a later version is not for us.
+    closed(channel).await;
+}
+
+async fn closed(channel: &mut UnixStream) {
+    // Nothing is said any more; what a later version may say is not for us.
     while channel.read_u8().await.is_ok() {}
 }
 
@@ -77,6 +132,10 @@ impl Control {
     pub(super) async fn raise(&mut self, by: String, reply: Option<Sender<Reply>>) -> Option<Raising> {
         let refused = |message: String| Some(Refused::new(StatusCode::CONFLICT, message));
         let refusal = match (&self.origin, &self.predecessor) {
+            _ if std::process::id() == 1 => refused(
+                "this is process 1 of its container, which ends when it does: start another container instead"
+                    .to_owned(),
+            ),
             (Origin::Made, _) => {
                 refused("this gateway was started from flags: restart it instead".to_owned())
             }
@@ -99,21 +158,31 @@ impl Control {
         tracing::info!(by, "upgrade: a new process is started");
         // Its packets are its own from its first one on.
         gateway.share().await;
-        let heritage = gateway.bequeath();
-        let raised = spawn_blocking(move || {
-            upgrade::raise(
-                testament,
-                heritage.map_err(|error| format!("the sockets cannot be handed over: {error}"))?,
-            )
-        });
-        Some(Raising { raised, by, reply })
+        let heritage =
+            gateway.bequeath().map_err(|error| format!("the sockets cannot be handed over: {error}"));
+        let admin = self.admin.bequeath();
+        match heritage.and_then(|heritage| Ok((Successor::start()?, heritage))) {
+            Ok((successor, heritage)) => {
+                let pid = successor.pid();
+                let raised = spawn_blocking(move || successor.prepare(testament, heritage, admin));
+                Some(Raising { raised, pid, by, reply })
+            }
+            Err(reason) => {
+                let refused = self.hand_over(Err(reason), &by).await;
+                answered(reply, refused);
+                None
+            }
+        }
     }
 
     /// Lets a successor take over. If that fails all is as it was.
     pub(super) async fn hand_over(&mut self, raised: Result<Successor, String>, by: &str) -> Reply {
-        // It listens in the same place.
-        let admin = self.admin.close();
         let taken = match raised {
+            // This process was told to end meanwhile, and means it.
+            Ok(successor) if self.gateway.is_none() => {
+                let ended = spawn_blocking(|| successor.dismiss("the gateway is draining")).await;
+                Err(ended.unwrap_or_else(|error| error.to_string()))
+            }
             Ok(successor) => {
                 let (pid, program) = (successor.pid(), successor.program.clone());
                 let taken = spawn_blocking(|| successor.take_over()).await;
@@ -123,19 +192,19 @@ impl Control {
         };
         match taken {
             Ok((held, pid, program)) => {
-                self.successor = Some(held);
+                self.admin.hand_over();
+                self.successor = Some(Heir { pid, channel: asynchronous(held) });
                 systemd::main_is(pid);
                 tracing::info!(by, pid, program, "upgrade: the new process serves");
                 Ok(done(format!("process {pid} serves, this one, {}, drains", std::process::id())))
             }
             Err(reason) => {
+                let Some(gateway) = &mut self.gateway else {
+                    tracing::info!("upgrade: given up, since this process was told to end");
+                    return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is draining"));
+                };
                 tracing::error!("upgrade: {reason}; this process goes on");
-                if let Err(error) = self.admin.open(&admin) {
-                    tracing::error!("this gateway cannot be administrated: {error}");
-                }
-                if let Some(gateway) = &mut self.gateway {
-                    complain_of(gateway.unshare().await);
-                }
+                complain_of(gateway.unshare().await);
                 Err(Refused::new(
                     StatusCode::BAD_GATEWAY,
                     format!("{reason}\nThis process goes on as it was."),
@@ -160,6 +229,8 @@ impl Control {
         testament.ticket_keys = Tickets::shared().renew(Vec::new()).iter().map(state::ticket_line).collect();
         testament.overrides = self.overrides.said();
         testament.verdicts = found(&live);
+        testament.looked_up = self.blueprint.found().map(looked_up).collect();
+        testament.sticky = state::fresh_sticky_secret();
         testament.drain_ms = u64::try_from(live.settings.timeouts.drain.as_millis()).unwrap_or(u64::MAX);
         testament
     }
@@ -187,6 +258,25 @@ impl Control {
             _ = state::write(&file, &text);
         }
     }
+}
+
+fn asynchronous(channel: std::os::unix::net::UnixStream) -> Option<UnixStream> {
+    channel.set_nonblocking(true).ok()?;
+    UnixStream::from_std(channel).ok()
+}
+
+fn looked_up(found: Found) -> LookedUp {
+    let members = found.members.iter().map(|one| (one.address, one.weight, one.tier)).collect();
+    LookedUp { pool: found.pool.to_string(), members }
+}
+
+/// The VMs that the process before had looked up.
+pub(super) fn found_before(testament: &Testament) -> impl Iterator<Item = Found> {
+    let target = |&(address, weight, tier): &_| Target { address, weight, tier };
+    testament.looked_up.iter().filter(|one| !one.members.is_empty()).map(move |one| Found {
+        pool: one.pool.as_str().into(),
+        members: one.members.iter().map(target).collect(),
+    })
 }
 
 /// Verdicts as they are kept.

@@ -14,6 +14,8 @@ use super::{Ask, Request, Terms};
 use crate::config;
 
 const LOOK: Duration = Duration::from_secs(1);
+/// How long something that may pass keeps a change from being served before it is tried again.
+const AGAIN: Duration = Duration::from_secs(15);
 /// How often what has changed must look the same before it is read: editors and `rsync` write in steps.
 const SETTLED: u32 = 1;
 
@@ -33,30 +35,44 @@ impl Watch {
         let mut watched = Watched::new(path);
         Watch { served: watched.look(), watched }
     }
+
+    /// The same, but what is there now need not be what is served.
+    pub(crate) fn anew(path: PathBuf) -> Watch {
+        Watch { watched: Watched::new(path), served: Looks::new() }
+    }
 }
 
 /// Asks for a reload each time the configuration has changed. Ends when nobody listens any more.
 pub(super) async fn watch(watch: Watch, asks: UnboundedSender<Ask>) {
     let Watch { mut watched, mut served } = watch;
     let (mut last, mut same) = (served.clone(), 0);
+    let mut trouble = String::new();
+    let mut pause = LOOK;
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
+        pause = LOOK;
         let now = watched.look();
         same = if now == last { same + 1 } else { 0 };
         last.clone_from(&now);
         if now == served || same < SETTLED {
             continue;
         }
-        served = now;
+        let before = std::mem::replace(&mut served, now);
         let (reply, answered) = oneshot::channel();
         let request = Request::Reload(Terms::default());
         if asks.send(Ask { request, by: "the files changed".to_owned(), reply: Some(reply) }).is_err() {
             return;
         }
         match answered.await {
-            Ok(Ok(_)) => {}
+            Ok(Ok(_)) => trouble.clear(),
             Ok(Err(refused)) => {
-                tracing::error!("the files changed, and nothing follows:\n{}", refused.message)
+                if refused.message != trouble {
+                    tracing::error!("the files changed, and nothing follows:\n{}", refused.message);
+                }
+                if refused.may_pass() {
+                    (served, pause) = (before, AGAIN);
+                }
+                trouble = refused.message;
             }
             Err(_) => return,
         }

@@ -19,7 +19,8 @@ use toml::de::DeTable;
 
 use super::Where;
 use crate::cli::Exit;
-use crate::config::Admin;
+use crate::config::{self, Admin};
+use crate::state;
 
 /// Reading a configuration with many certificates takes its time.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -51,7 +52,8 @@ pub(super) struct Asked<'p> {
 
 /// A running gateway's administration.
 pub(super) struct Gateway {
-    address: Address,
+    /// Where it may be, the likeliest first.
+    addresses: Vec<Address>,
     token: Option<String>,
 }
 
@@ -61,28 +63,30 @@ pub(super) fn part(name: &str) -> String {
 }
 
 impl Gateway {
-    /// The one that the flags name, or the configuration file, or the usual one.
+    /// The one that the flags name, or the configuration file, or the usual one. The file may have been changed since the
+    /// gateway has read it, so the place where that was heard last is another that may be right.
     pub(super) fn find(at: &Where) -> Result<Gateway, Trouble> {
         let written = Written::of(&at.config);
-        let place =
-            at.admin.clone().or(written.listen).unwrap_or_else(|| Admin::default().listen.to_string());
-        let address = match (place.strip_prefix("unix:"), place.parse()) {
-            (Some(path), _) => Address::Unix(PathBuf::from(path)),
-            (None, Ok(address)) => Address::Ip(address),
-            (None, Err(_)) if place == "off" => {
-                let file = at.config.display();
-                return Err(Trouble::failed(format!(
-                    "this gateway is not administrated: {file} has admin.listen = \"off\""
-                )));
-            }
-            (None, Err(_)) => {
-                return Err(Trouble::usage(format!(
-                    "\"{place}\" is no place; write unix:/run/foregate/admin.sock, or an address and a port"
-                )));
+        let mut places: Vec<String> = match &at.admin {
+            Some(place) => vec![place.clone()],
+            None => {
+                let usual = || Admin::default().listen.to_string();
+                let last = fs::read_to_string(written.state_dir.join(state::ADMIN)).ok();
+                std::iter::once(written.listen.unwrap_or_else(usual)).chain(last).collect()
             }
         };
+        places.dedup();
+        let file = at.config.display();
+        if places == ["off"] {
+            return Err(Trouble::failed(format!(
+                "this gateway is not administrated: {file} has admin.listen = \"off\""
+            )));
+        }
+        let places = places.iter().filter(|place| *place != "off");
+        let addresses = places.map(|place| address(place)).collect::<Result<Vec<_>, _>>()?;
+        let by_ip = addresses.iter().any(|address| matches!(address, Address::Ip(_)));
         let token = match at.token_file.clone().or(written.token_file) {
-            Some(file) if matches!(address, Address::Ip(_)) => {
+            Some(file) if by_ip => {
                 let text = fs::read_to_string(&file).map_err(|error| {
                     Trouble::failed(format!("{} cannot be read: {error}", file.display()))
                 })?;
@@ -90,41 +94,35 @@ impl Gateway {
             }
             _ => None,
         };
-        Ok(Gateway { address, token })
+        Ok(Gateway { addresses, token })
     }
 
     /// Asks, and waits for the answer.
     pub(super) fn ask(&self, asked: Asked<'_>) -> Result<Value, Trouble> {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
         let runtime = runtime.map_err(|error| Trouble::failed(format!("this cannot start: {error}")))?;
-        let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, self.exchange(asked)).await });
-        let (status, body) = match answer {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(failure)) => {
-                return Err(Trouble::failed(format!(
-                    "no gateway answers at {}: {failure}\nIs it running, and may you open that? --admin or --config \
-                     names another.",
-                    self.address
-                )));
+        let mut nobody = String::new();
+        for address in &self.addresses {
+            let exchange = async { tokio::time::timeout(PATIENCE, self.exchange(address, &asked)).await };
+            match runtime.block_on(exchange) {
+                Ok(Ok((status, body))) => return understood(status, &body),
+                Ok(Err(failure)) => {
+                    nobody.push_str(&format!("no gateway answers at {address}: {failure}\n"));
+                    if failure.kind() != foregate_exchange::Kind::Connect {
+                        break;
+                    }
+                }
+                Err(_) => {
+                    return Err(Trouble::failed(format!("the gateway at {address} does not answer")));
+                }
             }
-            Err(_) => {
-                return Err(Trouble::failed(format!("the gateway at {} does not answer", self.address)));
-            }
-        };
-        let value: Value = serde_json::from_slice(&body).unwrap_or_default();
-        if status.is_success() {
-            return Ok(value);
         }
-        let sentence = value.get("error").and_then(Value::as_str);
-        let sentence = sentence.map_or_else(|| format!("the gateway answers {status}"), str::to_owned);
-        let exit = match status {
-            StatusCode::UNPROCESSABLE_ENTITY | StatusCode::BAD_REQUEST => Exit::Invalid,
-            _ => Exit::Failed,
-        };
-        Err(Trouble { exit, sentence })
+        Err(Trouble::failed(format!(
+            "{nobody}Is it running, and may you open that? --admin or --config names another."
+        )))
     }
 
-    async fn exchange(&self, asked: Asked<'_>) -> Result<(StatusCode, Bytes), Failure> {
+    async fn exchange(&self, address: &Address, asked: &Asked<'_>) -> Result<(StatusCode, Bytes), Failure> {
         let spec = TransportSpec {
             protocol: Protocol::Http1,
             tls: None,
@@ -133,7 +131,7 @@ impl Gateway {
         };
         let refused = |error: String| Failure::because(foregate_exchange::Kind::Connect, error);
         let transport = Transport::new(spec).map_err(|error| refused(error.to_string()))?;
-        let endpoint = Endpoint::new("admin".into(), self.address.clone());
+        let endpoint = Endpoint::new("admin".into(), address.clone());
         let client = Client::default();
         let link = client.connect(&endpoint, &transport, false).await?;
         let mut headers = HeaderMap::new();
@@ -142,11 +140,11 @@ impl Gateway {
             headers.insert(AUTHORIZATION, value.map_err(|error| refused(error.to_string()))?);
         }
         let mut outgoing = Outgoing {
-            method: asked.method,
+            method: asked.method.clone(),
             target: PathAndQuery::try_from(asked.path).map_err(|error| refused(error.to_string()))?,
             authority: HeaderValue::from_static("localhost"),
             headers,
-            body: Body::from(Bytes::from(asked.body)),
+            body: Body::from(Bytes::from(asked.body.clone())),
             ask_trailers: false,
             upgrade: None,
             response_timeout: None,
@@ -159,12 +157,37 @@ impl Gateway {
     }
 }
 
+fn address(place: &str) -> Result<Address, Trouble> {
+    match (place.strip_prefix("unix:"), place.parse()) {
+        (Some(path), _) => Ok(Address::Unix(PathBuf::from(path))),
+        (None, Ok(address)) => Ok(Address::Ip(address)),
+        (None, Err(_)) => Err(Trouble::usage(format!(
+            "\"{place}\" is no place; write unix:/run/foregate/admin.sock, or an address and a port"
+        ))),
+    }
+}
+
+/// What a gateway has answered.
+fn understood(status: StatusCode, body: &[u8]) -> Result<Value, Trouble> {
+    let value: Value = serde_json::from_slice(body).unwrap_or_default();
+    if status.is_success() {
+        return Ok(value);
+    }
+    let sentence = value.get("error").and_then(Value::as_str);
+    let sentence = sentence.map_or_else(|| format!("the gateway answers {status}"), str::to_owned);
+    let exit = match status {
+        StatusCode::UNPROCESSABLE_ENTITY | StatusCode::BAD_REQUEST => Exit::Invalid,
+        _ => Exit::Failed,
+    };
+    Err(Trouble { exit, sentence })
+}
+
 /// What a configuration file says of its administration. One that cannot be read says nothing: who asks how the gateway is
 /// need not be able to.
-#[derive(Default)]
 struct Written {
     listen: Option<String>,
     token_file: Option<PathBuf>,
+    state_dir: PathBuf,
 }
 
 impl Written {
@@ -172,13 +195,17 @@ impl Written {
         let text = fs::read_to_string(file).unwrap_or_default();
         // Whoever has just broken it somewhere else wants to be told where.
         let (table, _) = DeTable::parse_recoverable(&text);
-        let admin = table.get_ref().get("admin").and_then(|admin| admin.get_ref().as_table());
-        let text =
-            |key: &str| admin.and_then(|admin| admin.get(key)).and_then(|value| value.get_ref().as_str());
+        let text = |section: &str, key: &str| {
+            let section = table.get_ref().get(section)?.get_ref().as_table()?;
+            let text = section.get(key)?.get_ref().as_str()?;
+            Some(config::resolved(file, text).unwrap_or_else(|| text.to_owned()))
+        };
         let folder = file.parent().unwrap_or(Path::new(""));
+        let path = |section, key| text(section, key).map(|name| folder.join(name));
         Written {
-            listen: text("listen").map(str::to_owned),
-            token_file: text("token_file").map(|name| folder.join(name)),
+            listen: text("admin", "listen"),
+            token_file: path("admin", "token_file"),
+            state_dir: path("server", "state_dir").unwrap_or_else(config::usual_state_dir),
         }
     }
 }

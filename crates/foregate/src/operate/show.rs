@@ -63,6 +63,12 @@ pub(super) fn status(value: &Value) -> String {
     if let Some(seconds) = at(value, "/configuration/confirm_within_s").as_u64() {
         _ = writeln!(text, "waits for `foregate confirm`, and goes back in {seconds} s without it");
     }
+    if let Some(why) = at(value, "/configuration/goes_back").as_str() {
+        _ = writeln!(
+            text,
+            "goes back to the configuration before: {why}; the log says what keeps it from that"
+        );
+    }
     for what in list(at(value, "/configuration/waits_for_restart")) {
         _ = writeln!(text, "waits for a restart: {}", word(what));
     }
@@ -177,6 +183,17 @@ pub(super) fn backends(pools: &Value) -> Vec<(String, String)> {
             .collect::<Vec<_>>()
     };
     list(pools).iter().flat_map(of).collect()
+}
+
+/// Those of whom an operator has said something.
+pub(super) fn overridden(status: &Value) -> Vec<(String, String)> {
+    let of = |said: &Value| (word(at(said, "/pool")), word(at(said, "/backend")));
+    list(at(status, "/overrides")).iter().map(of).collect()
+}
+
+/// How a pool is after something was said of a backend; of one that has gone, that it was done.
+pub(super) fn instructed(value: &Value) -> String {
+    if at(value, "/done").is_null() { pool(value) } else { done(value) }
 }
 
 pub(super) fn certificates(value: &Value) -> String {
