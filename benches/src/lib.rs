@@ -4,6 +4,7 @@
 //! `cargo bench -p foregate-bench --bench match_pick`. `scripts/bench` measures beside other proxies.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustls::client::Resumption;
@@ -20,6 +21,21 @@ pub fn percentiles(mut latencies: Vec<Duration>) -> String {
         latencies.get(at).map_or(0, Duration::as_micros)
     };
     format!("p50 {} p99 {} p99.9 {}", share(500), share(990), share(999))
+}
+
+/// True from SIGINT on.
+///
+/// # Errors
+/// Signals cannot be waited for.
+pub fn over_by_signal() -> std::io::Result<Arc<AtomicBool>> {
+    let over = Arc::new(AtomicBool::new(false));
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    let told = over.clone();
+    tokio::spawn(async move {
+        interrupt.recv().await;
+        told.store(true, Ordering::Relaxed);
+    });
+    Ok(over)
 }
 
 /// A client that trusts any certificate: it measures, it does not browse.

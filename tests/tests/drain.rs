@@ -2,18 +2,27 @@
 // Test code: a broken precondition should stop the test where it stands.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use foregate_tests::{
-    Body, Client, Delivery, Error, Fields, FrameSeen, Gateway, Origin, Version, digest_of, eventually,
+    Body, Client, Delivery, Error, Fields, FrameSeen, Gateway, Origin, Relay, Version, digest_of, eventually,
     eventually_async, gateway, get,
     http3::{Connection, Options},
     origin, post, within,
 };
 use quinn::ConnectionError;
 use rustix::process::Signal;
-use tokio::sync::Notify;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -373,4 +382,103 @@ async fn a_body_that_drains_is_the_same_body() {
     let reply = exchange.down.whole().await.unwrap();
     assert_eq!((reply.length, reply.digest), (40 * MIB, digest_of(40 * MIB)));
     gw.ended().await;
+}
+
+/// The gateway is done with it, and the client does not have it yet: over TCP it is slow to read, over QUIC nothing comes
+/// through for a while.
+#[tokio::test]
+async fn what_is_on_its_way_arrives() {
+    let size = Arc::new(AtomicU64::new(0));
+    let written = Arc::new(Notify::new());
+    let (release, done, length) = (Arc::new(Notify::new()), written.clone(), size.clone());
+    let bell = release.clone();
+    let vm = origin()
+        .on("/", move |call| {
+            let (bell, done, length) = (bell.clone(), done.clone(), length.load(Relaxed));
+            Box::pin(async move {
+                call.start(200, &Fields::new(), Some(length)).await;
+                bell.notified().await;
+                call.write_pattern(length).await.unwrap();
+                call.finish(&Fields::new()).await;
+                done.notify_one();
+            })
+        })
+        .start()
+        .await;
+    // Each is what the gateway gives to the system or to QUIC at once.
+    for (version, length) in [(Version::H1, MIB), (Version::H2c, MIB), (Version::H3, 192 * 1024)] {
+        size.store(length, Relaxed);
+        let timeouts = "[server.timeouts]\ndrain = \"20s\"\n";
+        let mut gw = gateway().server("workers", "1").site("shop.test", &vm).toml(timeouts).start().await;
+        let relay = Relay::start(gw.dial("shop.test").https).await;
+        let narrow = async || {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(16 * 1024).unwrap();
+            socket.connect(([127, 0, 0, 1], gw.http_port()).into()).await.unwrap()
+        };
+        // What becomes of the rest, once somebody reads it.
+        let rest: std::pin::Pin<Box<dyn Future<Output = usize>>> = match version {
+            Version::H1 => {
+                let mut stream = narrow().await;
+                stream.write_all(b"GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await.unwrap();
+                let mut head = vec![0; 8];
+                stream.read_exact(&mut head).await.unwrap();
+                Box::pin(async move {
+                    let mut all = head;
+                    stream.read_to_end(&mut all).await.unwrap();
+                    all.len() - (all.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4)
+                })
+            }
+            Version::H2c => {
+                let mut builder = h2::client::Builder::new();
+                let windows = builder.initial_window_size(4 << 20).initial_connection_window_size(4 << 20);
+                let (mut sender, mut connection) =
+                    windows.handshake::<_, Bytes>(narrow().await).await.unwrap();
+                let request = http::Request::get("http://shop.test/").body(()).unwrap();
+                let (response, _) = sender.send_request(request, true).unwrap();
+                let mut body = tokio::select! {
+                    response = response => response.unwrap().into_body(),
+                    ended = &mut connection => panic!("{ended:?}"),
+                };
+                Box::pin(async move {
+                    // From now on it is read again.
+                    let reading = tokio::spawn(connection);
+                    let mut length = 0;
+                    while let Some(piece) = body.data().await {
+                        let piece = piece.unwrap();
+                        body.flow_control().release_capacity(piece.len()).unwrap();
+                        length += piece.len();
+                    }
+                    drop(sender);
+                    reading.await.unwrap().unwrap();
+                    length
+                })
+            }
+            _ => {
+                let mut dial = gw.dial("shop.test");
+                dial.https = relay.address();
+                let client = Client::connect(&dial, version).await.unwrap();
+                let mut exchange = client.open(&get("/")).await.unwrap();
+                assert_eq!(exchange.down.head(&mut Vec::new()).await.unwrap().0, 200);
+                relay.hold(true);
+                let relay = &relay;
+                Box::pin(async move {
+                    relay.hold(false);
+                    let _client = client;
+                    let mut length = 0;
+                    while let Some(piece) = exchange.down.data().await.unwrap() {
+                        length += piece.len();
+                    }
+                    length
+                })
+            }
+        };
+        release.notify_one();
+        within("the VM has written all", written.notified()).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        gw.terminate();
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        assert_eq!(within("the rest", rest).await as u64, length, "{version:?}");
+        gw.ended().await;
+    }
 }

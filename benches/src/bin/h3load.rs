@@ -1,16 +1,17 @@
 //! A small HTTP/3 load generator: so many connections, so many requests at a time on each, for so long.
 //!
-//! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds] [fresh | idle | users RATE]` prints
+//! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds] [fresh | idle | users RATE | browsers RATE]` prints
 //! `REQUESTS requests, FAILED failed, SECONDS s`. With `fresh` every request has a connection of its own, with
 //! a full handshake; with `idle` every connection makes one request and is then kept until the time is over. With
 //! `users` each connection is a user who asks so often in a second, whatever the answers do; the latency follows, as
-//! `tlsload` prints it.
+//! `tlsload` prints it. `browsers` are users who ask once more over a new connection where the old one ended before an
+//! answer began. SIGINT ends the time of users.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its purpose")]
 
 use std::net::ToSocketAddrs;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,13 +35,14 @@ enum Mode {
     /// One request, and then nothing.
     Idle,
     /// So many a second, the first at this part of the interval.
-    User { rate: u32, phase: f64 },
+    User { rate: u32, phase: f64, browses: bool },
 }
 
 #[derive(Default)]
 struct Count {
     done: AtomicU64,
     failed: AtomicU64,
+    again: AtomicU64,
     latencies: Mutex<Vec<Duration>>,
 }
 
@@ -48,7 +50,9 @@ struct Count {
 async fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let Some(url) = words.next() else {
-        eprintln!("usage: h3load URL [connections] [streams] [seconds] [fresh | idle | users RATE]");
+        eprintln!(
+            "usage: h3load URL [connections] [streams] [seconds] [fresh | idle | users RATE | browsers RATE]"
+        );
         return ExitCode::from(2);
     };
     let number =
@@ -59,8 +63,9 @@ async fn main() -> ExitCode {
     let mode = match words.next().as_deref() {
         Some("fresh") => Mode::Fresh,
         Some("idle") => Mode::Idle,
-        Some("users") => {
-            Mode::User { rate: u32::try_from(number(words.next(), 1)).unwrap_or(1).max(1), phase: 0.0 }
+        Some(word @ ("users" | "browsers")) => {
+            let rate = u32::try_from(number(words.next(), 1)).unwrap_or(1).max(1);
+            Mode::User { rate, phase: 0.0, browses: word == "browsers" }
         }
         _ => Mode::Busy { streams },
     };
@@ -70,6 +75,22 @@ async fn main() -> ExitCode {
             eprintln!("h3load: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Whom all of this is for.
+struct Target {
+    endpoint: quinn::Endpoint,
+    config: quinn::ClientConfig,
+    address: std::net::SocketAddr,
+    name: String,
+    handshakes: Semaphore,
+}
+
+impl Target {
+    async fn connect(&self) -> Result<quinn::Connection, Failure> {
+        let _turn = self.handshakes.acquire().await?;
+        Ok(self.endpoint.connect_with(self.config.clone(), self.address, &self.name)?.await?)
     }
 }
 
@@ -87,26 +108,25 @@ async fn run(url: &str, connections: u64, time: Duration, mode: Mode) -> Result<
     let name = if host.parse::<std::net::IpAddr>().is_ok() { "localhost".to_owned() } else { host };
 
     let count = Arc::new(Count::default());
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let handshakes = Semaphore::new(HANDSHAKES);
+    let target = Arc::new(Target { endpoint, config, address, name, handshakes });
     let mut tasks = tokio::task::JoinSet::new();
+    let over = foregate_bench::over_by_signal()?;
     let begun = Instant::now();
     for number in 0..connections {
         let phase = number as f64 / connections as f64;
         let mode = match mode {
-            Mode::User { rate, .. } => Mode::User { rate, phase },
+            Mode::User { rate, browses, .. } => Mode::User { rate, phase, browses },
             mode => mode,
         };
-        let (endpoint, config, name) = (endpoint.clone(), config.clone(), name.clone());
+        let (target, over) = (target.clone(), over.clone());
         let (uri, count, until) = (uri.clone(), count.clone(), begun + time);
-        let handshakes = handshakes.clone();
         tasks.spawn(async move {
+            if let Mode::User { .. } = mode {
+                return user(&target, uri, mode, (begun, until), &over, count).await;
+            }
             loop {
-                let turn = handshakes.acquire().await?;
-                let quic = endpoint.connect_with(config.clone(), address, &name)?.await?;
-                drop(turn);
-                if let Mode::User { rate, phase } = mode {
-                    return user(quic, uri, rate, phase, (begun, until), count).await;
-                }
+                let quic = target.connect().await?;
                 connection(quic, uri.clone(), mode, until, count.clone()).await?;
                 if !matches!(mode, Mode::Fresh) || Instant::now() >= until {
                     return Ok::<(), Failure>(());
@@ -122,6 +142,9 @@ async fn run(url: &str, connections: u64, time: Duration, mode: Mode) -> Result<
     }
     let (done, failed) = (count.done.load(Ordering::Relaxed), count.failed.load(Ordering::Relaxed));
     println!("{done} requests, {failed} failed, {:.3} s", begun.elapsed().as_secs_f64());
+    if matches!(mode, Mode::User { browses: true, .. }) {
+        println!("{} again", count.again.load(Ordering::Relaxed));
+    }
     let latencies = std::mem::take(&mut *count.latencies.lock().unwrap_or_else(PoisonError::into_inner));
     if !latencies.is_empty() {
         println!("{}", foregate_bench::percentiles(latencies));
@@ -131,33 +154,76 @@ async fn run(url: &str, connections: u64, time: Duration, mode: Mode) -> Result<
 
 /// One user: the latency counts from when a request was due. The first second belongs to the handshakes.
 async fn user(
-    quic: quinn::Connection,
+    target: &Target,
     uri: http::Uri,
-    rate: u32,
-    phase: f64,
+    mode: Mode,
     (begun, until): (Instant, Instant),
+    over: &AtomicBool,
     count: Arc<Count>,
 ) -> Result<(), Failure> {
-    let (mut driver, mut sender) = h3::client::new(h3_quinn::Connection::new(quic.clone())).await?;
-    let driving = tokio::spawn(async move { driver.wait_idle().await });
+    let Mode::User { rate, phase, browses } = mode else { return Ok(()) };
+    let mut link = Link::over(target.connect().await?).await?;
     let interval = Duration::from_secs(1) / rate;
     let mut due = begun + Duration::from_secs(1) + interval.mul_f64(phase);
     let mut latencies = Vec::new();
-    while due < until {
+    while due < until && !over.load(Ordering::Relaxed) {
         tokio::time::sleep_until(due.into()).await;
-        let counter = match exchange(&mut sender, &uri).await {
-            Ok(()) => &count.done,
-            Err(_) => &count.failed,
-        };
+        let mut got = exchange(&mut link.sender, &uri).await;
+        if browses && got.as_ref().is_err_and(|error| error.is::<Unanswered>()) {
+            count.again.fetch_add(1, Ordering::Relaxed);
+            link = Link::over(target.connect().await?).await?;
+            got = exchange(&mut link.sender, &uri).await;
+        }
+        if let Err(error) = &got
+            && browses
+        {
+            eprintln!("h3load: {error}");
+        }
+        let counter = if got.is_ok() { &count.done } else { &count.failed };
         counter.fetch_add(1, Ordering::Relaxed);
         latencies.push(due.elapsed());
         due += interval;
     }
     count.latencies.lock().unwrap_or_else(PoisonError::into_inner).append(&mut latencies);
-    drop(sender);
-    driving.abort();
-    quic.close(quinn::VarInt::from_u32(0x100), b"");
     Ok(())
+}
+
+type Sender = h3::client::SendRequest<h3_quinn::OpenStreams, bytes::Bytes>;
+
+/// A connection that is closed, and says so, when dropped.
+struct Link {
+    sender: Sender,
+    quic: quinn::Connection,
+    driving: tokio::task::AbortHandle,
+}
+
+impl Link {
+    async fn over(quic: quinn::Connection) -> Result<Link, Failure> {
+        let (mut driver, sender) = h3::client::new(h3_quinn::Connection::new(quic.clone())).await?;
+        let driving = tokio::spawn(async move { driver.wait_idle().await }).abort_handle();
+        Ok(Link { sender, quic, driving })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driving.abort();
+        // Said, not left to a time-out: the other side should not have to keep it.
+        self.quic.close(quinn::VarInt::from_u32(0x100), b"");
+    }
+}
+
+/// An end before the answer to a request began, of the connection or because it had been told to go.
+#[derive(Debug, thiserror::Error)]
+#[error("before the response: {0}")]
+struct Unanswered(Failure);
+
+fn unanswered(error: h3::error::StreamError) -> Failure {
+    use h3::error::{Code, StreamError};
+    match error {
+        StreamError::RemoteTerminate { code, .. } if code != Code::H3_REQUEST_REJECTED => error.into(),
+        _ => Unanswered(error.into()).into(),
+    }
 }
 
 async fn connection(
@@ -167,13 +233,11 @@ async fn connection(
     until: Instant,
     count: Arc<Count>,
 ) -> Result<(), Failure> {
-    let connection = h3_quinn::Connection::new(quic.clone());
-    let (mut driver, sender) = h3::client::new(connection).await?;
-    let driving = tokio::spawn(async move { driver.wait_idle().await });
+    let link = Link::over(quic).await?;
     let mut tasks = tokio::task::JoinSet::new();
     let streams = if let Mode::Busy { streams } = mode { streams } else { 1 };
     for _ in 0..streams {
-        let (mut sender, uri, count) = (sender.clone(), uri.clone(), count.clone());
+        let (mut sender, uri, count) = (link.sender.clone(), uri.clone(), count.clone());
         tasks.spawn(async move {
             loop {
                 match exchange(&mut sender, &uri).await {
@@ -190,21 +254,14 @@ async fn connection(
     if let Mode::Idle = mode {
         tokio::time::sleep_until(until.into()).await;
     }
-    drop(sender);
-    driving.abort();
-    // Said, not left to a time-out: the other side should not have to keep it.
-    quic.close(quinn::VarInt::from_u32(0x100), b"");
     Ok(())
 }
 
-async fn exchange(
-    sender: &mut h3::client::SendRequest<h3_quinn::OpenStreams, bytes::Bytes>,
-    uri: &http::Uri,
-) -> Result<(), Failure> {
+async fn exchange(sender: &mut Sender, uri: &http::Uri) -> Result<(), Failure> {
     let request = http::Request::get(uri.clone()).body(())?;
-    let mut stream = sender.send_request(request).await?;
-    stream.finish().await?;
-    let response = stream.recv_response().await?;
+    let mut stream = sender.send_request(request).await.map_err(unanswered)?;
+    stream.finish().await.map_err(unanswered)?;
+    let response = stream.recv_response().await.map_err(unanswered)?;
     while let Some(mut data) = stream.recv_data().await? {
         data.advance(data.remaining());
     }

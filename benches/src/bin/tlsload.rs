@@ -7,18 +7,21 @@
 //! tlsload idle    h1|h2 URL CONNECTIONS SECONDS         one request on each, and then nothing
 //! tlsload users   h1|h2 URL USERS       SECONDS RATE    each asks so often in a second, whatever the answers do
 //! tlsload callers h1|h2 URL USERS       SECONDS RATE    the same with a connection and a full handshake each time
+//! tlsload browsers h1|h2 URL USERS      SECONDS RATE    users who go when they are told to, and ask once more over a new
+//!                                                       connection where the old one ended before an answer began
 //! ```
 //!
-//! It prints `REQUESTS requests, FAILED failed`, then for `resumed` how many connections were, and for users the
+//! It prints `REQUESTS requests, FAILED failed`, then for `resumed` how many connections were, for `browsers` how many
+//! requests were made once more, and for users the
 //! latency in microseconds: p50, p99, p99.9. That of a user counts from the moment the request was due, so that one who
-//! had to wait for an answer before is no excuse.
+//! had to wait for an answer before is no excuse. SIGINT ends the time.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its purpose")]
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -35,7 +38,7 @@ use tokio_rustls::client::TlsStream;
 
 /// Handshakes at a time: a server may refuse more than it can take just now.
 const HANDSHAKES: usize = 64;
-const USAGE: &str = "usage: tlsload fresh|resumed|idle|users|callers h1|h2 URL COUNT SECONDS [RATE]";
+const USAGE: &str = "usage: tlsload fresh|resumed|idle|users|callers|browsers h1|h2 URL COUNT SECONDS [RATE]";
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -49,8 +52,24 @@ enum Mode {
     Fresh,
     Resumed,
     Idle,
-    Users { rate: f64, call: bool },
+    Users { rate: f64, manners: Manners },
 }
+
+/// What a user does beside asking.
+#[derive(Clone, Copy, PartialEq)]
+enum Manners {
+    /// Keeps its connection as long as that works.
+    Keep,
+    /// Has a new one for each request.
+    Call,
+    /// Goes when it is told to, and asks again what was not answered for that.
+    Browse,
+}
+
+/// An end of the connection before the answer to a request began.
+#[derive(Debug, thiserror::Error)]
+#[error("before the response: {0}")]
+struct Unanswered(Failure);
 
 #[derive(Clone)]
 struct Job {
@@ -60,6 +79,7 @@ struct Job {
     address: SocketAddr,
     begun: Instant,
     until: Instant,
+    over: Arc<AtomicBool>,
     handshakes: Arc<Semaphore>,
     count: Arc<Count>,
 }
@@ -69,6 +89,7 @@ struct Count {
     done: AtomicU64,
     failed: AtomicU64,
     resumed: AtomicU64,
+    again: AtomicU64,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -89,8 +110,9 @@ async fn run(words: &[String]) -> Result<(), Failure> {
         ("fresh", []) => Mode::Fresh,
         ("resumed", []) => Mode::Resumed,
         ("idle", []) => Mode::Idle,
-        ("users", [rate]) => Mode::Users { rate: rate.parse()?, call: false },
-        ("callers", [rate]) => Mode::Users { rate: rate.parse()?, call: true },
+        ("users", [rate]) => Mode::Users { rate: rate.parse()?, manners: Manners::Keep },
+        ("callers", [rate]) => Mode::Users { rate: rate.parse()?, manners: Manners::Call },
+        ("browsers", [rate]) => Mode::Users { rate: rate.parse()?, manners: Manners::Browse },
         _ => return Err(USAGE.into()),
     };
     let uri: Uri = url.parse()?;
@@ -106,6 +128,7 @@ async fn run(words: &[String]) -> Result<(), Failure> {
         address,
         begun,
         until: begun + Duration::from_secs(seconds.parse()?),
+        over: foregate_bench::over_by_signal()?,
         handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
         count: Arc::default(),
     };
@@ -128,6 +151,9 @@ async fn run(words: &[String]) -> Result<(), Failure> {
     println!("{} requests, {} failed", number(&job.count.done), number(&job.count.failed));
     if mode == Mode::Resumed {
         println!("{} resumed", number(&job.count.resumed));
+    }
+    if matches!(mode, Mode::Users { manners: Manners::Browse, .. }) {
+        println!("{} again", number(&job.count.again));
     }
     if !latencies.is_empty() {
         println!("{}", foregate_bench::percentiles(latencies));
@@ -159,16 +185,27 @@ async fn user(job: Job, phase: f64) -> Result<Vec<Duration>, Failure> {
             job.tally(link.get(&job.uri).await);
             tokio::time::sleep_until(job.until.into()).await;
         }
-        Mode::Users { rate, call } => {
+        Mode::Users { rate, manners } => {
             let mut link = Link::open(&job, &tls).await?;
             let interval = Duration::try_from_secs_f64(1.0 / rate)?;
             // The first second belongs to the handshakes.
             let mut due = job.begun + Duration::from_secs(1) + interval.mul_f64(phase);
-            while due < job.until {
+            while due < job.until && !job.over.load(Ordering::Relaxed) {
                 tokio::time::sleep_until(due.into()).await;
-                let got = link.get(&job.uri).await;
+                let mut got = link.get(&job.uri).await;
+                if manners == Manners::Browse && got.as_ref().is_err_and(|error| error.is::<Unanswered>()) {
+                    job.count.again.fetch_add(1, Ordering::Relaxed);
+                    link = Link::open(&job, &tls).await?;
+                    got = link.get(&job.uri).await;
+                }
+                if let Err(error) = &got
+                    && manners == Manners::Browse
+                {
+                    eprintln!("tlsload: {error}");
+                }
                 // One that was turned away keeps its connection, as browsers do.
-                if call || got.as_ref().is_err_and(|error| !error.is::<Refused>()) {
+                let goes = manners == Manners::Call || link.was_told_to_go();
+                if goes || got.as_ref().is_err_and(|error| !error.is::<Refused>()) {
                     std::mem::replace(&mut link, Link::open(&job, &tls).await?).close().await;
                 }
                 job.tally(got);
@@ -189,7 +226,7 @@ impl Job {
 
 /// A connection, whichever version it speaks.
 enum Link {
-    Http1 { stream: Box<TlsStream<TcpStream>>, input: BytesMut },
+    Http1 { stream: Box<TlsStream<TcpStream>>, input: BytesMut, close: bool },
     Http2 { sender: h2::client::SendRequest<Bytes> },
 }
 
@@ -204,7 +241,7 @@ impl Link {
             job.count.resumed.fetch_add(1, Ordering::Relaxed);
         }
         if !job.http2 {
-            return Ok(Link::Http1 { stream: Box::new(stream), input: BytesMut::new() });
+            return Ok(Link::Http1 { stream: Box::new(stream), input: BytesMut::new(), close: false });
         }
         let (sender, connection) = h2::client::handshake(stream).await?;
         tokio::spawn(async move { connection.await.is_ok() });
@@ -213,9 +250,13 @@ impl Link {
 
     async fn get(&mut self, uri: &Uri) -> Result<(), Failure> {
         match self {
-            Link::Http1 { stream, input } => http1(stream, input, uri).await,
+            Link::Http1 { stream, input, close } => http1(stream, input, close, uri).await,
             Link::Http2 { sender } => http2(sender, uri).await,
         }
+    }
+
+    fn was_told_to_go(&self) -> bool {
+        matches!(self, Link::Http1 { close: true, .. })
     }
 
     async fn close(self) {
@@ -226,9 +267,15 @@ impl Link {
     }
 }
 
-async fn http1(stream: &mut TlsStream<TcpStream>, input: &mut BytesMut, uri: &Uri) -> Result<(), Failure> {
+async fn http1(
+    stream: &mut TlsStream<TcpStream>,
+    input: &mut BytesMut,
+    close: &mut bool,
+    uri: &Uri,
+) -> Result<(), Failure> {
+    let unanswered = |error: std::io::Error| Unanswered(error.into());
     let request = format!("GET {} HTTP/1.1\r\nhost: localhost\r\n\r\n", uri.path());
-    stream.write_all(request.as_bytes()).await?;
+    stream.write_all(request.as_bytes()).await.map_err(unanswered)?;
     let mut refused = None;
     let mut left = loop {
         let mut fields = [httparse::EMPTY_HEADER; 64];
@@ -237,6 +284,9 @@ async fn http1(stream: &mut TlsStream<TcpStream>, input: &mut BytesMut, uri: &Ur
             if response.code != Some(200) {
                 refused = Some(Refused(response.code.unwrap_or(0)));
             }
+            *close = response.headers.iter().any(|field| {
+                field.name.eq_ignore_ascii_case("connection") && field.value.eq_ignore_ascii_case(b"close")
+            });
             let named =
                 response.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
             let length = named.ok_or("a response without Content-Length")?.value;
@@ -244,8 +294,13 @@ async fn http1(stream: &mut TlsStream<TcpStream>, input: &mut BytesMut, uri: &Ur
             input.advance(head);
             break length;
         }
-        if stream.read_buf(input).await? == 0 {
-            return Err("closed before the response".into());
+        let begun = !input.is_empty();
+        match stream.read_buf(input).await {
+            Ok(0) if begun => return Err("closed in the head of the response".into()),
+            Ok(0) => return Err(Unanswered("closed".into()).into()),
+            Ok(_) => {}
+            Err(error) if begun => return Err(error.into()),
+            Err(error) => return Err(unanswered(error).into()),
         }
     };
     loop {
@@ -262,9 +317,16 @@ async fn http1(stream: &mut TlsStream<TcpStream>, input: &mut BytesMut, uri: &Ur
 }
 
 async fn http2(sender: &mut h2::client::SendRequest<Bytes>, uri: &Uri) -> Result<(), Failure> {
-    let mut ready = sender.clone().ready().await?;
-    let (response, _) = ready.send_request(Request::get(uri.clone()).body(())?, true)?;
-    let response = response.await?;
+    let unanswered = |error: h2::Error| -> Failure {
+        // It was told to go, or the connection has ended: a stream that is broken off alone is another matter.
+        let is_connection = error.is_go_away() || error.is_io() || !error.is_reset();
+        let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        if is_connection || refused { Unanswered(error.into()).into() } else { error.into() }
+    };
+    let mut ready = sender.clone().ready().await.map_err(unanswered)?;
+    let request = Request::get(uri.clone()).body(())?;
+    let (response, _) = ready.send_request(request, true).map_err(unanswered)?;
+    let response = response.await.map_err(unanswered)?;
     let mut refused = None;
     if response.status() != 200 {
         refused = Some(Refused(response.status().as_u16()));

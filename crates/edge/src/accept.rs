@@ -19,6 +19,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use crate::limit::Permit;
 use crate::listener::{Entered, Listener};
 use crate::peer::{Peer, TlsPeer, canonical};
+use crate::unsent::Unsent;
 use crate::worker::Worker;
 use crate::{h1, h2};
 
@@ -75,7 +76,8 @@ async fn plain(worker: Rc<Worker>, mut stream: TcpStream, peer: Peer) -> Option<
     }
     let peer = Rc::new(peer);
     Some(if begins_as_http2(&first) {
-        Box::pin(h2::serve(worker, peer, ReadBy::new(Rewound(first.freeze()), stream)))
+        let unsent = Unsent::of(&stream);
+        Box::pin(h2::serve(worker, peer, unsent, ReadBy::new(Rewound(first.freeze()), stream)))
     } else {
         Box::pin(h1::serve(worker, peer, stream, first))
     })
@@ -89,6 +91,7 @@ async fn tls(
     local: SocketAddr,
     permit: Permit,
 ) -> Option<Serving> {
+    let unsent = Unsent::of(&stream);
     let live = worker.current();
     let limit = live.settings.timeouts.handshake;
     let handshake = async {
@@ -128,7 +131,7 @@ async fn tls(
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let peer = Rc::new(Peer::new(address, local, Some(tls), listener, Rc::new(permit)));
     Some(if http2 {
-        Box::pin(h2::serve(worker, peer, stream))
+        Box::pin(h2::serve(worker, peer, unsent, stream))
     } else {
         Box::pin(h1::serve(worker, peer, stream, BytesMut::new()))
     })

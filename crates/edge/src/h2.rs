@@ -7,7 +7,7 @@ mod watch;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,8 +18,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use self::watch::{HalfHead, HalfHeadDeadline, Outline};
 use crate::deadline::Deadline;
 use crate::drain::Phase;
+use crate::listener::Counted;
 use crate::peer::Peer;
 use crate::streams::Streams;
+use crate::unsent::Unsent;
 use crate::worker::Worker;
 
 /// What one upload may have in flight before its VM reads, and what all uploads of a connection may.
@@ -31,13 +33,20 @@ const SEND_BUFFER: usize = 256 * 1024;
 /// errors reset (CVE-2025-8671); a peer that makes more of them is not a browser.
 const MAX_RESET: usize = 64;
 
-/// How long a client may take to say that it has understood our GOAWAY.
+/// How long a client that was idle may take to say that it has understood our GOAWAY.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// How often it is looked how much is on its way to one that was not.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Serves a connection to its end.
 ///
 /// The stream is put where it stays before the future begins, which would hold it a second time otherwise.
-pub(crate) fn serve<IO>(worker: Rc<Worker>, peer: Rc<Peer>, io: IO) -> impl Future<Output = ()>
+pub(crate) fn serve<IO>(
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    unsent: Unsent,
+    io: IO,
+) -> impl Future<Output = ()>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -47,7 +56,7 @@ where
     let handshake = Box::pin(handshake(worker.clone(), peer.clone(), io));
     async move {
         if let Some(connection) = handshake.await {
-            run(&worker, &peer, &half, connection).await;
+            run(&worker, &peer, unsent, &half, connection).await;
         }
     }
 }
@@ -97,6 +106,7 @@ where
 async fn run<IO>(
     worker: &Rc<Worker>,
     peer: &Rc<Peer>,
+    unsent: Unsent,
     half: &HalfHead,
     mut connection: Box<server::Connection<IO, Bytes>>,
 ) where
@@ -111,11 +121,11 @@ async fn run<IO>(
     let mut closing = pin!(peer.listener.drain.reached(Phase::Closing));
     let mut half_head = HalfHeadDeadline::default();
     let mut deadline = Deadline::default();
-    let mut leaving = false;
+    let mut leaving: Option<Box<Rest>> = None;
     loop {
         let accepted = poll_fn(|cx| {
-            if !leaving && draining.as_mut().poll(cx).is_ready() {
-                leaving = true;
+            if leaving.is_none() && draining.as_mut().poll(cx).is_ready() {
+                leaving = Some(Rest::new(unsent, streams.observe(cx.waker()) > 0));
                 connection.graceful_shutdown();
             }
             // A stream that the client has reset no longer counts for `h2`, but for us until its task has seen that.
@@ -136,17 +146,16 @@ async fn run<IO>(
                 deadline.clear();
                 return Poll::Pending;
             }
-            if leaving {
+            if let Some(rest) = &mut leaving {
                 // The last GOAWAY waits for the client's answer to a ping, which may never come.
                 if closing.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(None);
                 }
-                return deadline.poll(cx, Some(GOODBYE)).map(|()| None);
+                return rest.poll(cx, peer, timeouts.keep_alive).map(|()| None);
             }
             if deadline.poll(cx, timeouts.keep_alive).is_ready() {
-                leaving = true;
+                leaving = Some(Rest::new(unsent, false));
                 connection.graceful_shutdown();
-                deadline.clear();
                 cx.waker().wake_by_ref();
             }
             Poll::Pending
@@ -164,6 +173,58 @@ async fn run<IO>(
                 return;
             }
             None => return,
+        }
+    }
+}
+
+/// What was sent last may still be on its way, and would be lost if the connection were closed: the client's answer to our
+/// ping, which comes after it, would be answered with a reset.
+struct Rest {
+    unsent: Unsent,
+    /// Something was on its way when the client was told to go.
+    busy: bool,
+    /// At the last look, and since when it has been as much.
+    left: usize,
+    stalled: Deadline,
+    look: Deadline,
+    goodbye: Deadline,
+    /// A drain waits for it as for a request.
+    running: Option<Counted>,
+}
+
+impl Rest {
+    /// To be made before the client is told.
+    fn new(unsent: Unsent, busy: bool) -> Box<Rest> {
+        let (busy, deadline) = (busy || unsent.bytes() > 0, Deadline::default);
+        let (stalled, look, goodbye) = (deadline(), deadline(), deadline());
+        Box::new(Rest { unsent, busy, left: 0, stalled, look, goodbye, running: None })
+    }
+
+    /// Waits until nothing of it is left, or the client has taken nothing of it for so long, and then for the client to say
+    /// goodbye.
+    fn poll(&mut self, cx: &mut Context<'_>, peer: &Peer, stalled: Option<Duration>) -> Poll<()> {
+        if !self.busy {
+            return self.goodbye.poll(cx, Some(GOODBYE));
+        }
+        self.running.get_or_insert_with(|| peer.listener.begin());
+        loop {
+            let left = self.unsent.bytes();
+            if left == 0 {
+                // What its system has its program still has to read, which may be slow.
+                return self.goodbye.poll(cx, stalled);
+            }
+            self.goodbye.clear();
+            if left != self.left {
+                self.stalled.clear();
+            }
+            self.left = left;
+            if self.stalled.poll(cx, stalled).is_ready() {
+                return Poll::Ready(());
+            }
+            if self.look.poll(cx, Some(LOOK)).is_pending() {
+                return Poll::Pending;
+            }
+            self.look.clear();
         }
     }
 }

@@ -27,6 +27,7 @@ pub mod settings;
 mod streams;
 mod thread;
 pub mod tls;
+mod unsent;
 mod waits;
 mod websocket;
 mod worker;

@@ -28,6 +28,8 @@ use crate::worker::Worker;
 
 /// How long the FIN of a request that should have no body is waited for; then it has one.
 const PEEK: Duration = Duration::from_millis(100);
+/// A response of so many bytes takes a while to arrive after QUIC has taken it.
+const LARGE: u64 = 64 * 1024;
 /// How many 1xx responses of a VM wait for a client that does not read.
 const INTERIMS: usize = 16;
 
@@ -284,6 +286,17 @@ async fn respond(
     }
     flush(send, &mut deadline, stalled).await?;
     send.finish();
+    if send.written() >= LARGE {
+        drop(body);
+        // Whoever closes the connection takes back what has not arrived, so until then this is not done.
+        let mut arrived = pin!(send.stopped());
+        deadline.clear();
+        poll_fn(|cx| match arrived.as_mut().poll(cx) {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => deadline.poll(cx, stalled),
+        })
+        .await;
+    }
     Ok(())
 }
 

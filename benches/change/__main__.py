@@ -1,0 +1,306 @@
+"""What changes cost visitors: reloads, rejected reloads, upgrades and failed upgrades under load, beside rivals.
+
+    scripts/change                        # the gateway: reloads, rejected ones, upgrades, failed ones
+    scripts/change --rivals nginx caddy traefik
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from compare import machine, proxies
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Longer than a download of the visitors takes.
+DRAIN = 13
+# Users of each version, and requests a second of each of them.
+USERS, RATE = 100, 10
+CONFIG = """
+[server]
+addresses = "127.0.0.1"
+http = {http}
+https = {https}
+redirect_to_https = false
+workers = 2
+state_dir = "{folder}/state"
+timeouts = {{ drain = "{drain}s" }}
+
+[admin]
+listen = "unix:{folder}/admin.sock"
+
+[tls]
+default_certificate = "localhost"
+
+[[tls.certificates]]
+cert = "{cert}.pem"
+key = "{key}.pem"
+
+[sites.all]
+hosts = "*"
+routes = [{{ paths = "/ws", pool = "ws" }}{route}]
+pool = "vm"
+
+[pools.vm]
+backends = [{backends}]
+
+[pools.ws]
+backends = ["127.0.0.1:{ws}"]
+"""
+
+
+class Foregate:
+    versions = ["h1", "h2", "h3"]
+    foreign = ["curl h1", "curl h2", "curl h3", "aioquic", "ws1", "ws3", "downloads"]
+
+    def __init__(self, scene, release):
+        self.scene, self.folder = scene, scene.folder
+        self.program = self.folder / "program"
+        self.itself = self.folder / "itself"
+        if not self.itself.exists():
+            shutil.copy(release / "foregate", self.itself)
+        self.install_itself()
+        self.http, self.https, self.more = (machine.free_port() for _ in range(3))
+        self.ws = echo(self.folder)
+        (self.folder / "other").mkdir(exist_ok=True)
+        machine.make_certificate(self.folder / "other", "DNS:localhost,DNS:other.test")
+        self.file = self.folder / "change.toml"
+        self.write(0)
+        self.log = (self.folder / "gateway.log").open("wb")
+        self.process = subprocess.Popen([self.program, "run", "--config", self.file], stdout=self.log, stderr=self.log)
+        machine.wait_for(self.https, "the gateway")
+        machine.wait_for_answer(f"http://localhost:{self.http}/1k", "the gateway")
+
+    def write(self, number, rest=""):
+        """Each time something else has changed: a route, a VM, the certificate, a port."""
+        on = [bool(number & (1 << bit)) for bit in range(4)]
+        origin = self.scene.origin
+        one = f'{{ address = "127.0.0.1:{origin}", name = "a" }}'
+        two = f', {{ address = "localhost:{origin}", name = "b" }}'
+        self.file.write_text(
+            CONFIG.format(
+                http=f"[{self.http}, {self.more}]" if on[3] else self.http,
+                https=self.https,
+                folder=self.folder,
+                drain=DRAIN,
+                cert="other/cert" if on[2] else "cert",
+                key="other/key" if on[2] else "key",
+                route=', { paths = "=/robots.txt", respond = { status = 200, body = "x" } }' if on[0] else "",
+                backends=one + (two if on[1] else ""),
+                ws=self.ws[1],
+            )
+            + rest
+        )
+
+    def operate(self, *words, well=True):
+        out = subprocess.run([self.itself, *words, "--config", self.file], capture_output=True, text=True)
+        if (out.returncode == 0) != well:
+            raise SystemExit(f"{words}: {out.stdout}{out.stderr}")
+        return out.stdout + out.stderr
+
+    def reload(self, number):
+        # One thing after the other: a Gray code.
+        self.write(number ^ number >> 1)
+        self.operate("reload")
+
+    def reject(self, number):
+        self.write(number ^ number >> 1, rest=f"[oops{number}]\n")
+        self.operate("reload", well=False)
+        self.write(number ^ number >> 1)
+
+    def upgrade(self, number):
+        self.install_itself()
+        self.operate("upgrade")
+        if number == 1:
+            early = self.operate("upgrade", well=False)
+            print(f"    too early: {early.strip()}", file=sys.stderr)
+        while json.loads(self.operate("status", "--json"))["predecessor_drains_s"] is not None:
+            time.sleep(0.1)
+
+    def upgrade_in_vain(self, number):
+        new = self.folder / "new"
+        new.write_bytes([b"#!/bin/sh\nexit 3\n", b"#!/bin/sh\nkill -9 $$\n", b"nonsense"][number % 3])
+        new.chmod(0o755)
+        new.rename(self.program)
+        self.operate("upgrade", well=False)
+        self.install_itself()
+
+    def install_itself(self):
+        # A link: copying a program takes more of the machine than having it take over.
+        new = self.folder / "new"
+        new.unlink(missing_ok=True)
+        new.hardlink_to(self.itself)
+        new.rename(self.program)
+
+    def complaints(self):
+        lines = (self.folder / "gateway.log").read_text().splitlines()
+        return [line for line in lines if " WARN " in line or " ERROR " in line]
+
+    def end(self):
+        # One that took over is no child of this process.
+        while subprocess.run(["pkill", "-TERM", "-f", str(self.file)]).returncode == 0:
+            time.sleep(0.2)
+        self.process.wait()
+        self.ws[0].kill()
+
+
+class Rival:
+    """One that reloads in the way its manual says."""
+
+    foreign = []
+
+    def __init__(self, scene, name):
+        self.scene, self.name = scene, name
+        self.proxy = scene.start(name)
+        self.https = self.proxy.https
+        self.versions = [version for version in ("h1", "h2", "h3") if version in self.proxy.versions]
+        self.foreign = [f"curl {version}" for version in self.versions] + ["downloads"]
+
+    def reload(self, number):
+        folder = self.scene.folder
+        if self.name == "nginx":
+            file, line = folder / "nginx.conf", "        location /robots.txt {\n            return 200;\n        }\n"
+            text = file.read_text().replace(line, "")
+            file.write_text(text.replace("        location / {", line + "        location / {") if number % 2 else text)
+            self.proxy.process.send_signal(signal.SIGHUP)
+        elif self.name == "caddy":
+            file, line = folder / "Caddyfile", "\trespond /robots.txt 200\n"
+            text = file.read_text().replace(line, "").replace("admin off", "admin localhost:20199")
+            file.write_text(text.replace("(vm) {\n", "(vm) {\n" + line) if number % 2 else text)
+            words = [self.scene.venv / "bin" / "caddy", "reload", "--config", file, "--adapter", "caddyfile", "--address", "localhost:20199"]
+            subprocess.run(words, check=True, capture_output=True, env={**os.environ, "HOME": str(folder)})
+        else:
+            file = folder / "traefik-routes.yml"
+            text = re.sub(r"    robots:\n(      .*\n)+", "", file.read_text())
+            more = "    robots:\n      entryPoints: [plain]\n      rule: \"Path(`/robots.txt`)\"\n      service: vm\n"
+            file.write_text(text.replace("  routers:\n", "  routers:\n" + more) if number % 2 else text)
+
+    def end(self):
+        self.scene.end(self.proxy)
+
+
+def echo(folder):
+    port = machine.free_port()
+    process = subprocess.Popen([sys.executable, "-m", "change.echo", str(port)])
+    machine.wait_for(port, "the WebSocket VM")
+    return process, port
+
+
+class Users:
+    """Generators of load that ask so often whatever the answers do, until they are told to stop."""
+
+    def __init__(self, release, versions, port):
+        self.processes = {}
+        for version in versions:
+            program = [release / "h3load"] if version == "h3" else [release / "tlsload", "browsers", version]
+            words = [f"https://localhost:{port}/1k", USERS]
+            words += [1, 3600, "browsers", RATE] if version == "h3" else [3600, RATE]
+            self.processes[version] = subprocess.Popen(
+                [str(word) for word in program + words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+
+    def results(self):
+        for process in self.processes.values():
+            process.send_signal(signal.SIGINT)
+        results = {}
+        for version, process in self.processes.items():
+            out, err = process.communicate(timeout=60)
+            done, failed, again = (int(number) for number in re.findall(r"(\d+) (?:requests|failed|again)", out))
+            p99 = int(re.search(r"p99 (\d+)", out)[1]) / 1000
+            why = collections.Counter(line for line in err.splitlines())
+            results[version] = {"done": done, "failed": failed, "again": again, "p99": p99, "why": why}
+        return results
+
+
+class Visitors:
+    """Clients of others, in processes of their own."""
+
+    def __init__(self, kinds, port):
+        self.processes = {}
+        for kind in kinds:
+            words = [sys.executable, "-m", "change.visitors", kind, str(port)]
+            self.processes[kind] = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def results(self):
+        for process in self.processes.values():
+            process.stdin.close()
+        return {kind: json.loads(process.stdout.read()) for kind, process in self.processes.items()}
+
+
+def drill(title, subject, release, calm, change, count, pause):
+    # The others are there in the calm time too: they take their share of the machine.
+    visitors = Visitors(subject.foreign, subject.https)
+    time.sleep(2)
+    users = Users(release, subject.versions, subject.https)
+    time.sleep(calm)
+    before = users.results()
+    users = Users(release, subject.versions, subject.https)
+    time.sleep(2)
+    begun = time.monotonic()
+    for number in range(1, count + 1):
+        change(number)
+        time.sleep(pause)
+    took = time.monotonic() - begun
+    time.sleep(1)
+    for kind, result in {**users.results(), **visitors.results()}.items():
+        p99 = f"{result['p99']:.1f} ms" if kind in before else "-"
+        ratio = f"{result['p99'] / before[kind]['p99']:.2f}" if kind in before else "-"
+        cells = [title, f"{count} in {took:.0f} s", kind, f"{result['done']:,}", result["failed"], result["again"], p99, ratio]
+        print("|", " | ".join(map(str, cells)), "|", flush=True)
+        for why, times in result["why"].items():
+            print(f"    {kind}: {times} x {why}", file=sys.stderr)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/change", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rivals", nargs="*", default=[], choices=["nginx", "caddy", "traefik"])
+    parser.add_argument("--reloads", type=int, default=200)
+    parser.add_argument("--rejected", type=int, default=50)
+    parser.add_argument("--upgrades", type=int, default=20)
+    parser.add_argument("--failed", type=int, default=10)
+    parser.add_argument("--calm", type=float, default=10, help="seconds before the changes")
+    parser.add_argument("--no-build", action="store_true")
+    options = parser.parse_args()
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    if not options.no_build:
+        packages = ["--package", "foregate", "--package", "foregate-bench"]
+        subprocess.run(["cargo", "build", "--release", *packages], cwd=ROOT, check=True)
+    venv = target / "bench-venv"
+    proxies.install(options.rivals, venv)
+    os.environ["PYTHONPATH"] = str(ROOT / "benches")
+    print("| Change | How many | Visitors | Done | Lost | Again | p99 | to calm |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(prefix="foregate-change-") as name:
+        scene = proxies.Scene(pathlib.Path(name), target / "release", venv)
+        with contextlib.ExitStack() as closing:
+            closing.callback(scene.stop)
+            for title, change, count, pause in [
+                ("reload", "reload", options.reloads, 0.2),
+                ("rejected reload", "reject", options.rejected, 0.2),
+                ("upgrade", "upgrade", options.upgrades, 0.5),
+                ("failed upgrade", "upgrade_in_vain", options.failed, 0.2),
+            ]:
+                if count:
+                    subject = Foregate(scene, target / "release")
+                    drill(title, subject, target / "release", options.calm, getattr(subject, change), count, pause)
+                    subject.end()
+                    for line in subject.complaints():
+                        print(f"    the gateway: {line}", file=sys.stderr)
+            for rival in options.rivals:
+                subject = Rival(scene, rival)
+                title = f"reload of {rival} {subject.proxy.version}"
+                drill(title, subject, target / "release", options.calm, subject.reload, options.reloads, 0.2)
+                subject.end()
+
+
+if __name__ == "__main__":
+    main()
