@@ -128,6 +128,7 @@ class Foregate:
 
     def upgrade_in_vain(self, number):
         new = self.folder / "new"
+        new.unlink(missing_ok=True)
         new.write_bytes([b"#!/bin/sh\nexit 3\n", b"#!/bin/sh\nkill -9 $$\n", b"nonsense"][number % 3])
         new.chmod(0o755)
         new.rename(self.program)
@@ -146,8 +147,9 @@ class Foregate:
         return [line for line in lines if " WARN " in line or " ERROR " in line]
 
     def end(self):
-        # One that took over is no child of this process.
-        while subprocess.run(["pkill", "-TERM", "-f", str(self.file)]).returncode == 0:
+        # One that took over is no child of this process. A second signal would cut its drain short.
+        subprocess.run(["pkill", "-TERM", "-f", str(self.file)], check=False)
+        while subprocess.run(["pgrep", "-f", str(self.file)], capture_output=True).returncode == 0:
             time.sleep(0.2)
         self.process.wait()
         self.ws[0].kill()

@@ -366,8 +366,13 @@ async fn a_websocket_ends_with_the_drain_time() {
     // It works on meanwhile.
     socket.send(Message::text("still there?")).await.unwrap();
     assert_eq!(within("an echo", socket.next()).await.unwrap().unwrap(), Message::text("still there?"));
+    let close = within("a goodbye", socket.next()).await.unwrap().unwrap();
+    let Message::Close(Some(frame)) = close else { panic!("{close:?}") };
+    assert_eq!(u16::from(frame.code), 1001);
     while within("the end", socket.next()).await.is_some_and(|m| m.is_ok()) {}
+    drop(socket);
     gw.ended().await;
+    assert_eq!(gw.log().having(&["requests that still ran are cut"]), [""; 0]);
     vm.saw("the end at the VM", |r| r.delivery == Delivery::Complete).await;
 }
 

@@ -26,7 +26,7 @@ use self::send::Sending;
 use self::wire::{Bare, Wire};
 use crate::answer::{Answer, Parting};
 use crate::deadline::Deadline;
-use crate::drain::Phase;
+use crate::drain::{Phase, Turn};
 use crate::peer::Peer;
 use crate::proxy::{self, Inbound};
 use crate::worker::Worker;
@@ -50,7 +50,14 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let wire = Rc::new(Wire::new(io, first));
-    let mut connection = Connection { worker, peer, wire, deadline: Deadline::default(), served: false };
+    let mut connection = Connection {
+        worker,
+        peer,
+        wire,
+        deadline: Deadline::default(),
+        turn: Turn::default(),
+        served: false,
+    };
     async move {
         if let Err(error) = connection.run().await {
             tracing::debug!(peer = %connection.peer.address, %error, "connection ended");
@@ -63,6 +70,7 @@ struct Connection<IO> {
     peer: Rc<Peer>,
     wire: Rc<Wire<IO>>,
     deadline: Deadline,
+    turn: Turn,
     /// A request has been answered: from now on waiting for a head is keep-alive.
     served: bool,
 }
@@ -103,7 +111,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
             let close = !keep_alive
                 || head.extensions.get::<Parting>().is_some()
                 || self.wire.has_failed()
-                || !self.peer.listener.serves()
+                || self.is_told_to_go()
                 || (body_left && (self.wire.owes_continue.get() || Rc::strong_count(&self.wire) > 1));
             // Once the response begins, a 100 would be taken for another one.
             self.wire.owes_continue.set(false);
@@ -117,6 +125,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
                 return self.linger().await;
             }
         }
+    }
+
+    fn is_told_to_go(&mut self) -> bool {
+        let listener = &self.peer.listener;
+        !listener.serves() && self.turn.has_come(&listener.drain)
     }
 
     /// Waits for the next request head.

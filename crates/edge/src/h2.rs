@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::watch::{HalfHead, HalfHeadDeadline, Outline};
 use crate::deadline::Deadline;
-use crate::drain::Phase;
+use crate::drain::{Phase, Turn};
 use crate::listener::Counted;
 use crate::peer::Peer;
 use crate::streams::Streams;
@@ -121,10 +121,13 @@ async fn run<IO>(
     let mut closing = pin!(peer.listener.drain.reached(Phase::Closing));
     let mut half_head = HalfHeadDeadline::default();
     let mut deadline = Deadline::default();
+    let (mut drains, mut closes, mut turn) = (false, false, Turn::default());
     let mut leaving: Option<Box<Rest>> = None;
     loop {
         let accepted = poll_fn(|cx| {
-            if leaving.is_none() && draining.as_mut().poll(cx).is_ready() {
+            drains = drains || draining.as_mut().poll(cx).is_ready();
+            closes = closes || drains && closing.as_mut().poll(cx).is_ready();
+            if leaving.is_none() && drains && (closes || turn.poll(cx, &peer.listener.drain).is_ready()) {
                 leaving = Some(Rest::new(unsent, streams.observe(cx.waker()) > 0));
                 connection.graceful_shutdown();
             }
@@ -148,7 +151,7 @@ async fn run<IO>(
             }
             if let Some(rest) = &mut leaving {
                 // The last GOAWAY waits for the client's answer to a ping, which may never come.
-                if closing.as_mut().poll(cx).is_ready() {
+                if closes {
                     return Poll::Ready(None);
                 }
                 return rest.poll(cx, peer, timeouts.keep_alive).map(|()| None);

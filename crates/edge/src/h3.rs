@@ -11,7 +11,7 @@ use std::time::Duration;
 use foregate_http3::{Code, Connection, Error, Incoming, Settings};
 
 use crate::deadline::Deadline;
-use crate::drain::Phase;
+use crate::drain::{Phase, Turn};
 use crate::peer::{Peer, canonical};
 use crate::quic::{Handshake, first_streams, proven_address};
 use crate::streams::Streams;
@@ -72,13 +72,15 @@ pub(crate) async fn serve(
     let mut closing = pin!(listener.drain.reached(Phase::Closing));
     let streams = Rc::new(Streams::new(&worker.turns, usize::MAX));
     let mut deadline = Deadline::default();
+    let (mut drains, mut turn) = (false, Turn::default());
     let mut leaving = Leaving::No;
     loop {
         let goodbye = GOODBYE.max(connection.quic().rtt().saturating_mul(2));
         let event = {
             let mut accepting = pin!(connection.accept());
             poll_fn(|cx| {
-                if leaving == Leaving::No && draining.as_mut().poll(cx).is_ready() {
+                drains = drains || draining.as_mut().poll(cx).is_ready();
+                if leaving == Leaving::No && drains && turn.poll(cx, &listener.drain).is_ready() {
                     return Poll::Ready(Event::Leave);
                 }
                 if closing.as_mut().poll(cx).is_ready() {

@@ -25,6 +25,11 @@ use crate::worker::Worker;
 /// on its way on one of them is still answered.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// How long before the end of a drain WebSockets are told to go.
+const PART: Duration = Duration::from_secs(2);
+/// Within what time clients are told to go where a successor is there to take them: each connection anew is a handshake.
+const SPREAD: Duration = Duration::from_secs(4);
+
 /// What a worker is told.
 #[derive(Debug)]
 pub(crate) enum Order {
@@ -77,7 +82,7 @@ pub(crate) fn live(shared: Shared, number: u16, mut orders: UnboundedReceiver<Or
                 sweeper.partings.look(clock::now_nanos());
             }
         });
-        let limit = loop {
+        let (limit, spread) = loop {
             match orders.recv().await {
                 Some(Order::Listen(opened, report)) => {
                     let done = opened.into_iter().try_for_each(|one| {
@@ -92,7 +97,7 @@ pub(crate) fn live(shared: Shared, number: u16, mut orders: UnboundedReceiver<Or
                     _ = report.send(Ok(()));
                 }
                 Some(Order::Leave(ids, limit, report)) => {
-                    for listener in leave(&worker, |listener| ids.contains(&listener.id)) {
+                    for listener in leave(&worker, Duration::ZERO, |listener| ids.contains(&listener.id)) {
                         tokio::task::spawn_local(part(worker.clone(), listener, limit));
                     }
                     // The accept loops take what the kernel has accepted for them, and close their sockets.
@@ -106,17 +111,19 @@ pub(crate) fn live(shared: Shared, number: u16, mut orders: UnboundedReceiver<Or
                     _ = report.send(Ok(()));
                 }
                 Some(Order::Drain { limit, handed_over }) => {
+                    let mut spread = Duration::ZERO;
                     if handed_over {
                         worker.entrances.borrow().iter().for_each(|entrance| entrance.hand_over());
+                        spread = SPREAD.min(limit / 4);
                     }
-                    break limit;
+                    break (limit, spread);
                 }
-                None => break Duration::ZERO,
+                None => break (Duration::ZERO, Duration::ZERO),
             }
         };
-        leave(&worker, |_| true);
+        leave(&worker, spread, |_| true);
         let all = worker.listeners.borrow().clone();
-        finish(&all, limit).await;
+        finish(&worker, &all, limit).await;
     });
 }
 
@@ -245,33 +252,40 @@ fn is_of_one(error: &io::Error) -> bool {
 }
 
 /// Accepts nothing any more that comes by these, and returns them.
-fn leave(worker: &Worker, which: impl Fn(&Listener) -> bool) -> Vec<Rc<Listener>> {
+fn leave(worker: &Worker, spread: Duration, which: impl Fn(&Listener) -> bool) -> Vec<Rc<Listener>> {
     let listeners = worker.listeners.borrow();
     let leaves = |listener: &&Rc<Listener>| which(listener) && listener.drain.phase() < Phase::Draining;
     let leaving: Vec<_> = listeners.iter().filter(leaves).cloned().collect();
-    leaving.iter().for_each(|listener| listener.drain.enter(Phase::Draining));
+    leaving.iter().for_each(|listener| listener.drain.begin(spread));
     worker.entrances.borrow().iter().for_each(|entrance| entrance.turn_away());
     leaving
 }
 
 /// Lets what came by one listener end, and forgets it.
 async fn part(worker: Rc<Worker>, listener: Rc<Listener>, limit: Duration) {
-    finish(std::slice::from_ref(&listener), limit).await;
+    finish(&worker, std::slice::from_ref(&listener), limit).await;
     worker.entrances.borrow_mut().retain(|entrance| !entrance.remove(listener.id));
     worker.listeners.borrow_mut().retain(|one| one.id != listener.id);
 }
 
 /// Lets what runs end, then closes what is idle. The listeners drain already.
-async fn finish(listeners: &[Rc<Listener>], limit: Duration) {
+async fn finish(worker: &Worker, listeners: &[Rc<Listener>], limit: Duration) {
     let running = || listeners.iter().map(|listener| listener.running()).sum::<usize>();
     let open = || listeners.iter().map(|listener| listener.open()).sum::<usize>();
     let until = Instant::now() + limit;
+    let part = until - PART.min(limit / 4);
+    let mut parted = false;
     let mut quiet_since = Instant::now();
     loop {
         // First of all the accept loops must take what the kernel has accepted for them.
         tokio::time::sleep(Duration::from_millis(20)).await;
         if running() > 0 {
             quiet_since = Instant::now();
+        }
+        if !parted && Instant::now() >= part {
+            parted = true;
+            listeners.iter().for_each(|listener| listener.drain.enter(Phase::Parting));
+            worker.partings.look(clock::now_nanos());
         }
         if open() == 0 || quiet_since.elapsed() >= QUIET || Instant::now() >= until {
             break;

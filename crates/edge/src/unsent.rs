@@ -39,12 +39,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
-        socket2::SockRef::from(&client).set_recv_buffer_size(4096).unwrap();
+        socket2::SockRef::from(&client).set_recv_buffer_size(32 * 1024).unwrap();
+        socket2::SockRef::from(&server).set_send_buffer_size(32 * 1024).unwrap();
         assert_eq!(Unsent::of(&server).bytes(), 0);
         // More than the client's system takes without its program.
-        while tokio::time::timeout(Duration::from_millis(50), server.write_all(&[0; 65536])).await.is_ok() {}
+        while tokio::time::timeout(Duration::from_millis(50), server.write_all(&[0; 4096])).await.is_ok() {}
         let held = Unsent::of(&server).bytes();
-        assert!(held > 65536, "{held}");
+        assert!(held > 4096, "{held}");
         let mut client = client;
         tokio::spawn(async move { while client.read(&mut [0; 65536]).await.unwrap() > 0 {} });
         while Unsent::of(&server).bytes() > 0 {

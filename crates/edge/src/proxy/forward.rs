@@ -474,7 +474,7 @@ impl Forwarding<'_> {
         let idle = self.matched.route.policy.timeouts.tunnel;
         response.map(|body| match body {
             Body::Tunnel(tunnel) if self.is_for_websocket() => {
-                let parting = self.worker.partings.begin(pool, member);
+                let parting = self.worker.partings.begin(&self.peer.listener, pool, member);
                 Body::Tunnel(tunnel.limited(idle).parting(parting))
             }
             Body::Tunnel(tunnel) => Body::Tunnel(tunnel.limited(idle)),
