@@ -1,7 +1,7 @@
 """What changes cost visitors: reloads, rejected reloads, upgrades and failed upgrades under load, beside rivals.
 
     scripts/change                        # the gateway: reloads, rejected ones, upgrades, failed ones
-    scripts/change --rivals nginx caddy traefik
+    scripts/change --nginx                # and the same reloads of nginx
 """
 
 import argparse
@@ -13,6 +13,7 @@ import pathlib
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -62,8 +63,10 @@ class Foregate:
     versions = ["h1", "h2", "h3"]
     foreign = ["curl h1", "curl h2", "curl h3", "aioquic", "ws1", "ws3", "downloads"]
 
-    def __init__(self, scene, release):
+    def __init__(self, scene, release, sites):
         self.scene, self.folder = scene, scene.folder
+        self.sites = "".join(proxies.SITE.format(number, scene.origin) for number in range(sites))
+        self.took = []
         self.program = self.folder / "program"
         self.itself = self.folder / "itself"
         if not self.itself.exists():
@@ -98,6 +101,7 @@ class Foregate:
                 backends=one + (two if on[1] else ""),
                 ws=self.ws[1],
             )
+            + self.sites
             + rest
         )
 
@@ -110,7 +114,7 @@ class Foregate:
     def reload(self, number):
         # One thing after the other: a Gray code.
         self.write(number ^ number >> 1)
-        self.operate("reload")
+        self.took.append(json.loads(self.operate("reload", "--json"))["took_ms"])
 
     def reject(self, number):
         self.write(number ^ number >> 1, rest=f"[oops{number}]\n")
@@ -155,36 +159,21 @@ class Foregate:
         self.ws[0].kill()
 
 
-class Rival:
+class Nginx:
     """One that reloads in the way its manual says."""
 
-    foreign = []
-
-    def __init__(self, scene, name):
-        self.scene, self.name = scene, name
-        self.proxy = scene.start(name)
+    def __init__(self, scene):
+        self.scene = scene
+        self.proxy = scene.start("nginx")
         self.https = self.proxy.https
-        self.versions = [version for version in ("h1", "h2", "h3") if version in self.proxy.versions]
-        self.foreign = [f"curl {version}" for version in self.versions] + ["downloads"]
+        self.versions = ["h1", "h2"]
+        self.foreign = ["curl h1", "curl h2", "downloads"]
 
     def reload(self, number):
-        folder = self.scene.folder
-        if self.name == "nginx":
-            file, line = folder / "nginx.conf", "        location /robots.txt {\n            return 200;\n        }\n"
-            text = file.read_text().replace(line, "")
-            file.write_text(text.replace("        location / {", line + "        location / {") if number % 2 else text)
-            self.proxy.process.send_signal(signal.SIGHUP)
-        elif self.name == "caddy":
-            file, line = folder / "Caddyfile", "\trespond /robots.txt 200\n"
-            text = file.read_text().replace(line, "").replace("admin off", "admin localhost:20199")
-            file.write_text(text.replace("(vm) {\n", "(vm) {\n" + line) if number % 2 else text)
-            words = [self.scene.venv / "bin" / "caddy", "reload", "--config", file, "--adapter", "caddyfile", "--address", "localhost:20199"]
-            subprocess.run(words, check=True, capture_output=True, env={**os.environ, "HOME": str(folder)})
-        else:
-            file = folder / "traefik-routes.yml"
-            text = re.sub(r"    robots:\n(      .*\n)+", "", file.read_text())
-            more = "    robots:\n      entryPoints: [plain]\n      rule: \"Path(`/robots.txt`)\"\n      service: vm\n"
-            file.write_text(text.replace("  routers:\n", "  routers:\n" + more) if number % 2 else text)
+        file, line = self.scene.folder / "nginx.conf", "        location /robots.txt {\n            return 200;\n        }\n"
+        text = file.read_text().replace(line, "")
+        file.write_text(text.replace("        location / {", line + "        location / {") if number % 2 else text)
+        self.proxy.process.send_signal(signal.SIGHUP)
 
     def end(self):
         self.scene.end(self.proxy)
@@ -217,9 +206,9 @@ class Users:
         for version, process in self.processes.items():
             out, err = process.communicate(timeout=60)
             done, failed, again = (int(number) for number in re.findall(r"(\d+) (?:requests|failed|again)", out))
-            p99 = int(re.search(r"p99 (\d+)", out)[1]) / 1000
+            p99, most = (int(re.search(rf"{name} (\d+)", out)[1]) / 1000 for name in ("p99", "p99.9"))
             why = collections.Counter(line for line in err.splitlines())
-            results[version] = {"done": done, "failed": failed, "again": again, "p99": p99, "why": why}
+            results[version] = {"done": done, "failed": failed, "again": again, "p99": p99, "p99.9": most, "why": why}
         return results
 
 
@@ -256,6 +245,8 @@ def drill(title, subject, release, calm, change, count, pause):
     for kind, result in {**users.results(), **visitors.results()}.items():
         p99 = f"{result['p99']:.1f} ms" if kind in before else "-"
         ratio = f"{result['p99'] / before[kind]['p99']:.2f}" if kind in before else "-"
+        if kind in before:
+            print(f"    {kind}: p99.9 {before[kind]['p99.9']:.1f} -> {result['p99.9']:.1f} ms", file=sys.stderr)
         cells = [title, f"{count} in {took:.0f} s", kind, f"{result['done']:,}", result["failed"], result["again"], p99, ratio]
         print("|", " | ".join(map(str, cells)), "|", flush=True)
         for why, times in result["why"].items():
@@ -264,11 +255,12 @@ def drill(title, subject, release, calm, change, count, pause):
 
 def main():
     parser = argparse.ArgumentParser(prog="scripts/change", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rivals", nargs="*", default=[], choices=["nginx", "caddy", "traefik"])
+    parser.add_argument("--nginx", action="store_true", help="the same reloads of nginx, too")
     parser.add_argument("--reloads", type=int, default=200)
     parser.add_argument("--rejected", type=int, default=50)
     parser.add_argument("--upgrades", type=int, default=20)
     parser.add_argument("--failed", type=int, default=10)
+    parser.add_argument("--sites", type=int, default=0, help="that many more sites, which nobody asks for")
     parser.add_argument("--calm", type=float, default=10, help="seconds before the changes")
     parser.add_argument("--no-build", action="store_true")
     options = parser.parse_args()
@@ -277,7 +269,7 @@ def main():
         packages = ["--package", "foregate", "--package", "foregate-bench"]
         subprocess.run(["cargo", "build", "--release", *packages], cwd=ROOT, check=True)
     venv = target / "bench-venv"
-    proxies.install(options.rivals, venv)
+    proxies.install([], venv)
     os.environ["PYTHONPATH"] = str(ROOT / "benches")
     print("| Change | How many | Visitors | Done | Lost | Again | p99 | to calm |")
     print("|---|---|---|---|---|---|---|---|")
@@ -292,14 +284,17 @@ def main():
                 ("failed upgrade", "upgrade_in_vain", options.failed, 0.2),
             ]:
                 if count:
-                    subject = Foregate(scene, target / "release")
+                    subject = Foregate(scene, target / "release", options.sites)
                     drill(title, subject, target / "release", options.calm, getattr(subject, change), count, pause)
                     subject.end()
+                    if subject.took:
+                        middle, most = statistics.median(subject.took), max(subject.took)
+                        print(f"    a reload took {middle:.0f} ms, {most} at most", file=sys.stderr)
                     for line in subject.complaints():
                         print(f"    the gateway: {line}", file=sys.stderr)
-            for rival in options.rivals:
-                subject = Rival(scene, rival)
-                title = f"reload of {rival} {subject.proxy.version}"
+            if options.nginx:
+                subject = Nginx(scene)
+                title = f"reload of nginx {subject.proxy.version}"
                 drill(title, subject, target / "release", options.calm, subject.reload, options.reloads, 0.2)
                 subject.end()
 

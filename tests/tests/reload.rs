@@ -389,6 +389,38 @@ async fn what_operators_say_holds_over_reloads() {
     }
 }
 
+/// Who is stuck to it may stay for a while, and then it has nothing to do any more.
+#[tokio::test]
+async fn a_weight_of_zero_drains() {
+    let release = Arc::default();
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
+    let gw = scene(&[&a, &b]).await;
+    gw.edit(|text| {
+        let text = text.replace("[server]", "[server]\ntimeouts = { drain = \"2s\" }");
+        text.replace("[pools.app]", "[pools.app]\nsticky = { cookie = \"vm\" }")
+    });
+    gw.told(&["reload"]).await;
+    let first = gw.request(Version::H2, get("/")).await;
+    let (vm, other) = if first.vm() == "a" { ("a", "b") } else { ("b", "a") };
+    let cookie = first.field("set-cookie").split(';').next().unwrap().to_owned();
+    let stuck = async || gw.request(Version::H2, get("/").field("cookie", &cookie)).await.vm().to_owned();
+    let backend = format!("app/{vm}");
+    gw.told(&["weight", &backend, "0"]).await;
+    assert_eq!(stuck().await, vm);
+    assert_eq!(answers(&gw, Version::H2).await, other);
+    assert!(gw.told(&["pools"]).await.contains("its weight is 0"));
+    eventually_async("its time is over", || async { (stuck().await == other).then_some(()) }).await;
+    gw.told(&["weight", &backend, "file"]).await;
+    eventually_async("it works again", || async { (answers(&gw, Version::H2).await == vm).then_some(()) })
+        .await;
+    // What an operator says beside that holds.
+    gw.told(&["weight", &backend, "0"]).await;
+    gw.told(&["maintenance", &backend]).await;
+    gw.told(&["undrain", &backend]).await;
+    assert!(gw.told(&["pools"]).await.contains("its weight is 0"));
+    assert_eq!(answers(&gw, Version::H2).await, other);
+}
+
 #[tokio::test]
 async fn one_can_go_back() {
     let release = Arc::default();
@@ -578,6 +610,9 @@ async fn the_administration_takes_configurations_from_those_who_know_the_token()
     }
     assert!(gw.told(&["status"]).await.contains("serving"), "the command line finds the token in the file");
     let text = std::fs::read_to_string(gw.config()).unwrap();
+    assert!(gw.told(&["config"]).await.contains(text.trim_end()));
+    assert!(gw.told(&["connections"]).await.contains("clients are connected, of at most "));
+    assert!(gw.told(&["workers"]).await.starts_with("WORKER  REQUESTS\n0"));
     let other = with_pool(&text, &[&b]);
     let put = |query: &str| format!("PUT /config{query} HTTP/1.1\r\n{knows}");
     let (status, said) =

@@ -23,7 +23,7 @@ use foregate_discovery::{Discovery, Found};
 use foregate_edge::{Concern, Gateway, Live};
 use foregate_exchange::clock;
 use foregate_health::{COMPARE, Monitor};
-use foregate_routing::{Duty, Endpoint, Publisher};
+use foregate_routing::{Duty, Endpoint, Member, Pool, Publisher};
 use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -450,10 +450,21 @@ impl Control {
     fn follow(&mut self) {
         let live = self.live.load();
         self.monitor.follow(live.routing.pools().iter().cloned().zip(live.transports.iter().cloned()));
-        for (pool, backend, said) in self.overrides.iter() {
-            if let (Some(duty), Some(endpoint)) = (said.duty, endpoint(&live, pool, backend)) {
-                self.monitor.instruct(&endpoint, Some(duty), "an operator said so");
+        for pool in live.routing.pools() {
+            for member in pool.members() {
+                let (duty, reason) = self.duty_of(pool, member);
+                self.monitor.instruct(&member.endpoint, duty, reason);
             }
+        }
+    }
+
+    /// What a backend is to do as far as operators and the configuration say, and why.
+    fn duty_of(&self, pool: &Pool, member: &Member) -> (Option<Duty>, &'static str) {
+        let said = self.overrides.get(&pool.name, &member.name).and_then(|said| said.duty);
+        match (said, member.weight) {
+            (Some(duty), _) => (Some(duty), "an operator said so"),
+            (None, 0) => (Some(Duty::Drain), "its weight is 0"),
+            (None, _) => (None, "it has a weight again"),
         }
     }
 
@@ -506,6 +517,8 @@ impl Control {
         };
         self.overrides.set_duty(pool, backend, duty, by);
         self.monitor.instruct(&endpoint, duty, &format!("{by} said so"));
+        // Its weight may say something too.
+        self.follow();
         self.pool(pool)
     }
 

@@ -64,6 +64,21 @@ pub(crate) enum Command {
         #[command(flatten)]
         at: Where,
     },
+    /// Tell how many clients are connected
+    Connections {
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Tell what each worker is doing
+    Workers {
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Print the configuration that is served
+    Config {
+        #[command(flatten)]
+        at: Where,
+    },
     /// Give a backend no new work; what it has begun goes on
     Drain(Target),
     /// Give a backend nothing at all
@@ -147,6 +162,9 @@ fn run(command: Command) -> Result<(), Trouble> {
             get(&at, &format!("/pools/{}", ask::part(&pool)), show::pool)
         }
         Command::Certificates { at } => get(&at, "/certificates", show::certificates),
+        Command::Connections { at } => get(&at, "/connections", show::connections),
+        Command::Workers { at } => get(&at, "/workers", show::workers),
+        Command::Config { at } => get(&at, "/config", show::config),
         Command::Drain(Target { target, at }) => instruct(&at, &target, "drain", &Value::Null),
         Command::Maintenance(Target { target, at }) => instruct(&at, &target, "maintenance", &Value::Null),
         Command::Undrain(Target { target, at }) => instruct(&at, &target, "undrain", &Value::Null),

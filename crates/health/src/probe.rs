@@ -117,7 +117,10 @@ async fn attend(
 ) {
     let mut dice = Dice::new();
     let mut streak = Streak::new(check.rise, check.fall);
-    sleep(scale(SPREAD.min(check.interval), dice.roll())).await;
+    // Whether there is somebody to wake is to be known at once.
+    let sleeps = standing.pool().wake.is_some();
+    let spread = if sleeps { Duration::ZERO } else { SPREAD.min(check.interval) };
+    sleep(scale(spread, dice.roll())).await;
     loop {
         // It is never closed.
         let turn = gate.acquire().await;
@@ -127,7 +130,10 @@ async fn attend(
         if found.is_ok() {
             endpoint.vitals.probed_well(clock::now_nanos());
         }
-        let change = streak.judge(endpoint.vitals.state(), found.is_ok());
+        let state = endpoint.vitals.state();
+        let change = streak.judge(state, found.is_ok());
+        let asleep = sleeps && state == State::Unknown && found.is_err();
+        let change = change.or_else(|| asleep.then_some(State::Down));
         match (&found, change) {
             (Ok(()), Some(state)) if streak.length() < 2 => {
                 standing.change(endpoint, state, &"the probe succeeded")

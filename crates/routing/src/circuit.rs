@@ -72,6 +72,12 @@ impl Circuit {
         self.until.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether it is set aside, or would be if the others allowed it.
+    pub(crate) fn fails(&self, limit: u32) -> bool {
+        let reached = |counter: &AtomicU32| counter.load(Ordering::Relaxed) >= limit.max(1);
+        !self.is_closed() || reached(&self.failures) || reached(&self.cuts)
+    }
+
     pub(crate) fn mark(&self) -> Mark {
         Mark(self.opened.load(Ordering::Relaxed))
     }

@@ -196,6 +196,26 @@ pub(super) fn instructed(value: &Value) -> String {
     if at(value, "/done").is_null() { pool(value) } else { done(value) }
 }
 
+pub(super) fn connections(value: &Value) -> String {
+    format!("{} clients are connected, of at most {}\n", word(at(value, "/open")), word(at(value, "/limit")))
+}
+
+pub(super) fn workers(value: &Value) -> String {
+    let mut columns = Columns::default();
+    columns.line(["WORKER", "REQUESTS"]);
+    for worker in list(value) {
+        columns.line([word(at(worker, "/number")), word(at(worker, "/requests"))]);
+    }
+    columns.show()
+}
+
+/// The files, one after the other; what is between them are comments.
+pub(super) fn config(value: &Value) -> String {
+    let file =
+        |file: &Value| format!("# {}\n{}\n", word(at(file, "/name")), word(at(file, "/text")).trim_end());
+    list(at(value, "/files")).iter().map(file).collect()
+}
+
 pub(super) fn certificates(value: &Value) -> String {
     let mut columns = Columns::default();
     columns.line(["SHOWN FOR", "NAMES", "SHA-256"]);

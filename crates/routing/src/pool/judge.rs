@@ -51,7 +51,8 @@ impl Pool {
         if circuit.is_closed() {
             let others = || self.others(index).map(|member| &member.endpoint.vitals.circuit);
             let aside = others().filter(|circuit| !circuit.is_closed()).count();
-            if aside == others().count() {
+            // Those count too that would be aside if `max_ejected` allowed it.
+            if others().all(|circuit| circuit.fails(outlier.consecutive_failures)) {
                 let back = others().filter(|circuit| circuit.close(now_nanos)).count();
                 return (back > 0).then_some(Verdict::AllFail);
             }
@@ -123,6 +124,26 @@ mod tests {
         seen.sort_unstable();
         seen.dedup();
         seen
+    }
+
+    #[test]
+    fn where_all_of_many_fail_all_take_part_again() {
+        let pool = pool(Balance::RoundRobin, &[(1, 0); 4]);
+        assert_eq!(fail(&pool, 0, 5, SECOND), [Verdict::SetAside(EJECT)]);
+        assert_eq!(fail(&pool, 1, 5, SECOND), [Verdict::SetAside(EJECT)]);
+        // Half of them are aside; more must not be.
+        assert_eq!(fail(&pool, 2, 5, SECOND), []);
+        assert_eq!(seen(&pool, &[], SECOND), [2, 3]);
+        // So the last one that does well is found by it failing too.
+        assert_eq!(fail(&pool, 3, 4, SECOND), []);
+        assert_eq!(fail(&pool, 3, 1, SECOND), [Verdict::AllFail]);
+        assert_eq!(seen(&pool, &[], SECOND), [0, 1, 2, 3]);
+        // One that is well makes it the trouble of the others alone.
+        assert_eq!(fail(&pool, 0, 5, SECOND), [Verdict::SetAside(2 * EJECT)]);
+        assert_eq!(fail(&pool, 1, 5, SECOND), [Verdict::SetAside(2 * EJECT)]);
+        assert_eq!(pool.judge(2, Entry::Free, true, SECOND), None);
+        assert_eq!(fail(&pool, 3, 5, SECOND), []);
+        assert_eq!(seen(&pool, &[], SECOND), [2, 3]);
     }
 
     #[test]
