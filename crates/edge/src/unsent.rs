@@ -26,6 +26,7 @@ impl Unsent {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {
     use std::time::Duration;
 
