@@ -145,9 +145,14 @@ impl Gateway {
         for (order, opened) in orders.iter().zip(opened) {
             _ = order.send(Order::Listen(opened, report.clone()));
         }
+        // A successor listens when the process before it lets it.
+        if !inherits {
+            orders.iter().for_each(|order| _ = order.send(Order::Begin(report.clone())));
+        }
         drop(report);
-        // Each worker reports when it lives and when it is ready to listen; one that panicked has dropped its end.
-        for _ in 0..2 * workers {
+        // Each worker reports when it lives, when it is ready to listen, and when it does; one that panicked has dropped its
+        // end.
+        for _ in 0..if inherits { 2 * workers } else { 3 * workers } {
             match reports.blocking_recv() {
                 Some(Ok(())) => {}
                 Some(Err(reason)) => return Err(StartError::Worker(reason)),
@@ -159,10 +164,6 @@ impl Gateway {
         let (news, hears) = watch::channel(false);
         advertise::probe(live.clone(), &advertising, hears)
             .map_err(|error| StartError::Worker(error.to_string()))?;
-        // A successor listens when the process before it lets it.
-        if !inherits {
-            orders.iter().for_each(|order| _ = order.send(Order::Begin(unheard())));
-        }
         Ok(Gateway { listening, listeners, orders, threads, live, connections, pressure, news })
     }
 
@@ -322,11 +323,6 @@ impl Gateway {
             }
         }
     }
-}
-
-/// For an order of which nobody waits to hear.
-fn unheard() -> Report {
-    mpsc::unbounded_channel().0
 }
 
 fn wanted_workers(settings: &Settings) -> usize {
