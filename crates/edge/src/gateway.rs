@@ -92,7 +92,8 @@ impl fmt::Display for Lines<'_> {
 impl Gateway {
     /// Binds every listener and starts the workers. Nothing runs if anything fails. `concerns` gets what workers have seen
     /// and cannot look after. What a process with this `secret` has promised to QUIC clients is kept. One with a heritage
-    /// has as many workers as the process before it, and listens only when it [takes over](Gateway::take_over).
+    /// has as many workers as the process before it, and listens only when it [takes over](Gateway::take_over). What is
+    /// `given` is listened on where the settings name its address, and closed where they do not.
     ///
     /// # Errors
     /// Which listener or limit, why, and what to do.
@@ -102,6 +103,7 @@ impl Gateway {
         concerns: UnboundedSender<Concern>,
         secret: &[u8; 64],
         heritage: Option<Heritage>,
+        given: Vec<Handed>,
     ) -> Result<Gateway, StartError> {
         let settings = live.load().settings.clone();
         let workers =
@@ -115,7 +117,7 @@ impl Gateway {
         let inherits = heritage.is_some();
         let mut listeners = match heritage {
             Some(Heritage { set, sockets, .. }) => Listeners::inherit(group, set, sockets),
-            None => Listeners::new(group),
+            None => Listeners::new(group, given),
         };
         let mut plan = listeners.plan(&settings).map_err(StartError::Bind)?;
 
@@ -258,6 +260,14 @@ impl Gateway {
     pub fn bequeath(&self) -> io::Result<Heritage> {
         let set = self.listeners.set().other();
         Ok(Heritage { workers: self.workers(), set, sockets: self.listeners.bequeath()? })
+    }
+
+    /// For a service manager to keep: what accepts connections over TCP.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub fn accepting(&self) -> io::Result<Vec<Handed>> {
+        self.listeners.accepting()
     }
 
     /// Leaves the other set of UDP sockets to another process.

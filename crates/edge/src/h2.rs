@@ -147,6 +147,7 @@ async fn run<IO>(
             }
             if streams.observe(cx.waker()) > 0 {
                 deadline.clear();
+                leaving.iter_mut().for_each(|rest| rest.begin_anew());
                 return Poll::Pending;
             }
             if let Some(rest) = &mut leaving {
@@ -201,6 +202,13 @@ impl Rest {
         let (busy, deadline) = (busy || unsent.bytes() > 0, Deadline::default);
         let (stalled, look, goodbye) = (deadline(), deadline(), deadline());
         Box::new(Rest { unsent, busy, left: 0, stalled, look, goodbye, running: None })
+    }
+
+    /// A request has come that crossed our goodbye.
+    fn begin_anew(&mut self) {
+        self.busy = true;
+        self.goodbye.clear();
+        self.stalled.clear();
     }
 
     /// Waits until nothing of it is left, or the client has taken nothing of it for so long, and then for the client to say

@@ -123,7 +123,7 @@ pub(crate) fn live(shared: Shared, number: u16, mut orders: UnboundedReceiver<Or
         };
         leave(&worker, spread, |_| true);
         let all = worker.listeners.borrow().clone();
-        finish(&worker, &all, limit).await;
+        finish(&worker, &all, limit, spread).await;
     });
 }
 
@@ -263,24 +263,25 @@ fn leave(worker: &Worker, spread: Duration, which: impl Fn(&Listener) -> bool) -
 
 /// Lets what came by one listener end, and forgets it.
 async fn part(worker: Rc<Worker>, listener: Rc<Listener>, limit: Duration) {
-    finish(&worker, std::slice::from_ref(&listener), limit).await;
+    finish(&worker, std::slice::from_ref(&listener), limit, Duration::ZERO).await;
     worker.entrances.borrow_mut().retain(|entrance| !entrance.remove(listener.id));
     worker.listeners.borrow_mut().retain(|one| one.id != listener.id);
 }
 
-/// Lets what runs end, then closes what is idle. The listeners drain already.
-async fn finish(worker: &Worker, listeners: &[Rc<Listener>], limit: Duration) {
+/// Lets what runs end, then closes what is idle, but not before all have been told to go within `spread`. The listeners drain
+/// already.
+async fn finish(worker: &Worker, listeners: &[Rc<Listener>], limit: Duration, spread: Duration) {
     let running = || listeners.iter().map(|listener| listener.running()).sum::<usize>();
     let open = || listeners.iter().map(|listener| listener.open()).sum::<usize>();
     let until = Instant::now() + limit;
     let part = until - PART.min(limit / 4);
     let mut parted = false;
-    let mut quiet_since = Instant::now();
+    let mut quiet_since = Instant::now() + spread;
     loop {
         // First of all the accept loops must take what the kernel has accepted for them.
         tokio::time::sleep(Duration::from_millis(20)).await;
         if running() > 0 {
-            quiet_since = Instant::now();
+            quiet_since = quiet_since.max(Instant::now());
         }
         if !parted && Instant::now() >= part {
             parted = true;

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Loaded};
 use crate::control::{Origin, Watch};
+use crate::systemd::Given;
 use crate::{agent, demo, log, operate, proxy, run, state, upgrade};
 
 /// How the program ended. The numbers are part of its interface.
@@ -155,6 +156,14 @@ pub(crate) fn main() -> ExitCode {
 fn serve_file(flags: &Run) -> Exit {
     // Whatever folder the process is in later, this is the file.
     let path = std::path::absolute(&flags.file.config).unwrap_or_else(|_| flags.file.config.clone());
+    let given = match Given::take() {
+        Ok(given) => given,
+        Err(error) => {
+            return run::failed(format_args!(
+                "the sockets that LISTEN_FDS speaks of cannot be taken: {error}; correct what starts this program"
+            ));
+        }
+    };
     let inherited = match upgrade::inherit() {
         Ok(inherited) => inherited,
         Err(reason) => return run::failed(reason),
@@ -175,7 +184,7 @@ fn serve_file(flags: &Run) -> Exit {
     match (loaded, inherited) {
         (Ok(loaded), inherited) => {
             log::start();
-            run::serve(loaded, Origin::File(path), watch, inherited, |_| {})
+            run::serve(loaded, Origin::File(path), watch, inherited, given, |_| {})
         }
         (Err(exit), inherited) => {
             if let Some(inherited) = inherited {

@@ -35,6 +35,7 @@ use crate::blueprint::Blueprint;
 use crate::cli::Exit;
 use crate::config::{Admin, Loaded};
 use crate::run::{Signals, Told, failed};
+use crate::systemd::Store;
 use crate::upgrade::Inherited;
 use crate::{state, systemd};
 
@@ -142,6 +143,7 @@ pub(crate) struct Control {
     /// Second by second, the requests answered so far, and those of them with a 5xx.
     answers: VecDeque<(u64, u64)>,
     admin: Server,
+    store: Store,
     /// What clients are promised with.
     quic_secret: [u8; 64],
     /// The process before this one, while it drains.
@@ -219,6 +221,7 @@ impl Control {
             probation: None,
             answers: VecDeque::new(),
             admin,
+            store: Store::default(),
             quic_secret,
             predecessor: testament.map(|testament| Predecessor::for_at_most(testament.drain_ms)),
             successor: None,
@@ -254,7 +257,8 @@ impl Control {
         &self.quic_secret
     }
 
-    /// The gateway serves; from now on operators are heard. `predecessor` ends with the process before this one.
+    /// The gateway serves; from now on operators are heard. `predecessor` ends with the process before this one. `store`
+    /// is where its sockets are kept.
     ///
     /// # Errors
     /// Operators cannot be heard, although the file says where.
@@ -263,7 +267,10 @@ impl Control {
         gateway: Gateway,
         admin: &Admin,
         predecessor: Option<UnixStream>,
+        mut store: Store,
     ) -> Result<(), String> {
+        store.keep(gateway.accepting());
+        self.store = store;
         self.gateway = Some(gateway);
         // One that has taken over must not end for less than that it cannot serve.
         let succeeds = self.predecessor.is_some();

@@ -12,6 +12,7 @@ use foregate_edge::Listening;
 
 use crate::cli::{Exit, complain, load_made, say};
 use crate::control::Origin;
+use crate::systemd::Given;
 use crate::{log, run};
 
 use self::ports::Choice;
@@ -54,7 +55,7 @@ pub(crate) fn main(flags: &Flags) -> Exit {
     if let Some(notice) = choice.notice() {
         say(notice);
     }
-    run::serve(loaded, Origin::Made, None, None, |listeners| say(instructions(listeners)))
+    run::serve(loaded, Origin::Made, None, None, Given::default(), |listeners| say(instructions(listeners)))
 }
 
 fn configuration(choice: &Choice, vms: &[(Vm, SocketAddr)]) -> String {

@@ -9,6 +9,7 @@ use foregate_edge::Listening;
 
 use crate::cli::{Exit, load_made, say};
 use crate::control::Origin;
+use crate::systemd::Given;
 use crate::{log, run};
 
 #[derive(Args, Debug)]
@@ -68,7 +69,7 @@ pub(crate) fn main(flags: &Flags) -> Exit {
         Err(exit) => return exit,
     };
     log::start();
-    run::serve(loaded, Origin::Made, None, None, |listeners| announce(flags, listeners))
+    run::serve(loaded, Origin::Made, None, None, Given::default(), |listeners| announce(flags, listeners))
 }
 
 /// The file that would do the same.

@@ -12,11 +12,12 @@ use crate::config::Loaded;
 use crate::control::{Control, Origin, Watch};
 use crate::self_signed::SelfSigned;
 use crate::state::StickySecret;
+use crate::systemd::Given;
 use crate::upgrade::Inherited;
 use crate::{control, debugging, systemd};
 
 /// Serves until a signal asks for the end. `watch`: whose files to follow. `inherited`: from the process that this one is to
-/// replace. `announce` is called once, after everything listens.
+/// replace. `given`: from a service manager. `announce` is called once, after everything listens.
 ///
 /// The calling thread becomes the control thread, while the gateway's own threads serve.
 pub(crate) fn serve(
@@ -24,6 +25,7 @@ pub(crate) fn serve(
     origin: Origin,
     watch: Option<Watch>,
     mut inherited: Option<Inherited>,
+    given: Given,
     announce: impl FnOnce(&[Listening]),
 ) -> Exit {
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
@@ -48,7 +50,9 @@ pub(crate) fn serve(
         Err(sentence) => return unable(inherited, sentence),
     };
     let heritage = inherited.as_mut().and_then(|inherited| inherited.heritage.take());
-    let mut gateway = match Gateway::start(live, diagnostics, concerns, control.quic_secret(), heritage) {
+    given.complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
+    let secret = control.quic_secret();
+    let mut gateway = match Gateway::start(live, diagnostics, concerns, secret, heritage, given.sockets) {
         Ok(gateway) => gateway,
         Err(error) => return unable(inherited, error),
     };
@@ -74,7 +78,7 @@ pub(crate) fn serve(
         keep(&made, sticky.as_ref(), &state_dir);
     }
     let exit = runtime.block_on(async {
-        if let Err(sentence) = control.serves(gateway, &admin, predecessor) {
+        if let Err(sentence) = control.serves(gateway, &admin, predecessor, given.store) {
             return failed(sentence);
         }
         systemd::ready();

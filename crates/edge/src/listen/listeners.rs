@@ -25,7 +25,7 @@ pub(crate) struct Listeners {
     /// No other process has the other ones, so they are this one's too.
     alone: bool,
     bound: Vec<Bound>,
-    /// From the process before, until the configuration names them.
+    /// From the process before, or from a service manager, until the configuration names them.
     inherited: Vec<Bound>,
     /// UDP sockets of addresses that are left, until nobody uses them: when one of a group is closed, the last of the group
     /// takes its place, and the kernel steers packets by places.
@@ -41,7 +41,8 @@ struct Bound {
     spot: Spot,
     /// For HTTP/3.
     port: Option<Arc<Port>>,
-    /// One for each worker, in the order in which they were bound; of UDP two sets of them.
+    /// One for each worker, in the order in which they were bound; of UDP two sets of them. Those of TCP that a service manager
+    /// has bound may be more or fewer.
     sockets: Vec<Socket>,
 }
 
@@ -61,7 +62,7 @@ pub enum Kind {
     Http3,
 }
 
-/// The sockets of one address, as a process hands them to its successor.
+/// The sockets of one address, as a process hands them to its successor, or a service manager to the process.
 #[derive(Debug)]
 pub struct Handed {
     pub address: SocketAddr,
@@ -109,21 +110,16 @@ impl Plan {
 }
 
 impl Listeners {
-    /// For so many workers as the group has. Nothing is bound.
-    pub(crate) fn new(group: Group) -> Listeners {
-        let (set, alone, bound, inherited, leaving) = (Set::First, true, vec![], vec![], vec![]);
+    /// For so many workers as the group has. Nothing is bound but what was given.
+    pub(crate) fn new(group: Group, given: Vec<Handed>) -> Listeners {
+        let inherited = given.into_iter().map(Bound::inherited).collect();
+        let (set, alone, bound, leaving) = (Set::First, true, vec![], vec![]);
         Listeners { group, set, alone, bound, inherited, leaving, backlog: 0, last: 0 }
     }
 
     /// For the successor of a process that still has the other set.
     pub(crate) fn inherit(group: Group, set: Set, handed: Vec<Handed>) -> Listeners {
-        let bound = |handed: Handed| {
-            let Handed { address, dual, kind, sockets } = handed;
-            let spot = Spot { place: Place { ip: address.ip(), dual }, port: address.port(), kind };
-            Bound { id: 0, spot, port: None, sockets: sockets.into_iter().map(Socket::from).collect() }
-        };
-        let inherited = handed.into_iter().map(bound).collect();
-        Listeners { set, alone: false, inherited, ..Listeners::new(group) }
+        Listeners { set, alone: false, ..Listeners::new(group, handed) }
     }
 
     /// For a successor: everything that is listened on.
@@ -131,14 +127,16 @@ impl Listeners {
     /// # Errors
     /// There are too many open files.
     pub(crate) fn bequeath(&self) -> io::Result<Vec<Handed>> {
-        let handed = |bound: &Bound| {
-            let sockets = bound.sockets.iter().map(|socket| Ok(socket.try_clone()?.into()));
-            let sockets = sockets.collect::<io::Result<_>>()?;
-            let Spot { place, kind, .. } = bound.spot;
-            Ok(Handed { address: bound.spot.address(), dual: place.dual, kind, sockets })
-        };
         // Also what is being left: one that comes back to it has to be the same group.
-        self.bound.iter().chain(self.leaving.iter().map(|(_, bound)| bound)).map(handed).collect()
+        self.bound.iter().chain(self.leaving.iter().map(|(_, bound)| bound)).map(Bound::handed).collect()
+    }
+
+    /// Where connections are accepted over TCP.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub(crate) fn accepting(&self) -> io::Result<Vec<Handed>> {
+        self.bound.iter().filter(|bound| bound.spot.kind != Kind::Http3).map(Bound::handed).collect()
     }
 
     pub(crate) fn set(&self) -> Set {
@@ -231,7 +229,7 @@ impl Listeners {
                 let port = (spot.kind == Kind::Http3).then(|| self.port(&plan.new, spot.port));
                 let bound = Bound { id, spot, port, sockets };
                 for (worker, opened) in plan.opened.iter_mut().enumerate() {
-                    opened.push(self.lend(&bound, worker)?);
+                    opened.extend(self.lend(&bound, worker)?);
                 }
                 Ok(bound)
             });
@@ -317,21 +315,45 @@ impl Listeners {
     }
 
     /// For a worker.
-    fn lend(&self, bound: &Bound, worker: usize) -> io::Result<Opened> {
+    fn lend(&self, bound: &Bound, worker: usize) -> io::Result<Vec<Opened>> {
         let socket = |place: usize| match bound.sockets.get(place) {
             Some(socket) => socket.try_clone(),
             None => Err(io::Error::other("there are fewer sockets than workers")),
         };
+        let opened = |way| Opened { id: bound.id, address: bound.spot.address(), way };
         let own = |set| self.place_of(worker, set);
-        let way = match (&bound.port, bound.spot.kind) {
-            (Some(port), _) => {
-                let idle = self.alone.then(|| socket(own(self.set.other()))).transpose()?;
-                Way::Http3(port.clone(), socket(own(self.set))?.into(), idle.map(Into::into))
-            }
-            (None, Kind::Http) => Way::Http(socket(worker)?.into()),
-            (None, _) => Way::Https(socket(worker)?.into()),
+        if let Some(port) = &bound.port {
+            let idle = self.alone.then(|| socket(own(self.set.other()))).transpose()?;
+            let way = Way::Http3(port.clone(), socket(own(self.set))?.into(), idle.map(Into::into));
+            return Ok(vec![opened(way)]);
+        }
+        // Of those that are given each needs a worker, and each worker one.
+        let (count, workers) = (bound.sockets.len().max(1), usize::from(self.workers()));
+        let places = (worker % count..count).step_by(workers);
+        let way = |socket: Socket| match bound.spot.kind {
+            Kind::Http => Way::Http(socket.into()),
+            _ => Way::Https(socket.into()),
         };
-        Ok(Opened { id: bound.id, address: bound.spot.address(), way })
+        places.map(|place| Ok(opened(way(socket(place)?)))).collect()
+    }
+}
+
+impl Bound {
+    fn inherited(handed: Handed) -> Bound {
+        let Handed { address, dual, kind, sockets } = handed;
+        let spot = Spot { place: Place { ip: address.ip(), dual }, port: address.port(), kind };
+        Bound { id: 0, spot, port: None, sockets: sockets.into_iter().map(Socket::from).collect() }
+    }
+
+    fn handed(&self) -> io::Result<Handed> {
+        let sockets = self.sockets.iter().map(|socket| Ok(socket.try_clone()?.into()));
+        let Spot { place, kind, .. } = self.spot;
+        Ok(Handed {
+            address: self.spot.address(),
+            dual: place.dual,
+            kind,
+            sockets: sockets.collect::<io::Result<_>>()?,
+        })
     }
 }
 

@@ -355,8 +355,9 @@ impl Control {
             self.answers.pop_front();
         }
         self.answers.push_back(now);
-        let worse =
-            self.probation.as_ref().and_then(|probation| self.is_worse(probation.guard.as_ref()?, now));
+        // One that is known to be worse is being gone back from.
+        let probation = self.probation.as_ref().filter(|probation| probation.why.is_none());
+        let worse = probation.and_then(|probation| self.is_worse(probation.guard.as_ref()?, now));
         if let (Some(why), Some(probation)) = (worse, &mut self.probation) {
             (probation.until, probation.why) = (Instant::now(), Some(why));
         }
@@ -406,6 +407,7 @@ impl Control {
         self.publish(live);
         if let Some(gateway) = &mut self.gateway {
             complain_of(gateway.follow(change, drain).await);
+            self.store.keep(gateway.accepting());
         }
         self.follow();
         if let Err(error) = self.look_up() {
