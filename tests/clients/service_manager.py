@@ -73,7 +73,10 @@ def main() -> None:
                 for _, number in filter(lambda one: one[0] == said["FDNAME"], store):
                     os.close(number)
                 store = [one for one in store if one[0] != said["FDNAME"]]
-            kept.write_text("".join(f"{name}\n" for name, _ in store))
+            # Whoever reads meanwhile finds it whole.
+            whole = kept.with_suffix(".new")
+            whole.write_text("".join(f"{name}\n" for name, _ in store))
+            whole.rename(kept)
         ended, status = os.waitpid(pid, os.WNOHANG)
         if not ended:
             continue
