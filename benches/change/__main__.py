@@ -1,7 +1,7 @@
 """What changes cost visitors: reloads, rejected reloads, upgrades and failed upgrades under load, beside rivals.
 
     scripts/change                        # the gateway: reloads, rejected ones, upgrades, failed ones
-    scripts/change --nginx                # and the same reloads of nginx
+    scripts/change --rivals               # and as many reloads of nginx, Caddy and Traefik
 """
 
 import argparse
@@ -61,7 +61,7 @@ backends = ["127.0.0.1:{ws}"]
 
 class Foregate:
     versions = ["h1", "h2", "h3"]
-    foreign = ["curl h1", "curl h2", "curl h3", "aioquic", "ws1", "ws3", "downloads"]
+    foreign = ["curl h1", "curl h2", "curl h3", "aioquic", "ws1", "ws2", "ws3", "downloads"]
 
     def __init__(self, scene, release, sites):
         self.scene, self.folder = scene, scene.folder
@@ -159,24 +159,67 @@ class Foregate:
         self.ws[0].kill()
 
 
-class Nginx:
-    """One that reloads in the way its manual says."""
+class Rival:
+    """One that reloads in the way its manual says, and loses or gets a route each time."""
+
+    foreign = ["curl h1", "curl h2", "downloads"]
 
     def __init__(self, scene):
         self.scene = scene
-        self.proxy = scene.start("nginx")
-        self.https = self.proxy.https
-        self.versions = ["h1", "h2"]
-        self.foreign = ["curl h1", "curl h2", "downloads"]
+        self.name = type(self).__name__.lower()
+        self.proxy = scene.start(self.name)
+        self.https, self.versions = self.proxy.https, sorted(self.proxy.versions)
+        if "h3" in self.versions:
+            self.foreign = ["curl h1", "curl h2", "curl h3", "aioquic", "downloads"]
+        self.file = scene.folder / self.config
+        self.text = self.file.read_text()
+        assert self.place in self.text
 
     def reload(self, number):
-        file, line = self.scene.folder / "nginx.conf", "        location /robots.txt {\n            return 200;\n        }\n"
-        text = file.read_text().replace(line, "")
-        file.write_text(text.replace("        location / {", line + "        location / {") if number % 2 else text)
-        self.proxy.process.send_signal(signal.SIGHUP)
+        self.file.write_text(self.text.replace(self.place, self.route + self.place) if number % 2 else self.text)
+        self.tell()
 
     def end(self):
         self.scene.end(self.proxy)
+
+
+class Nginx(Rival):
+    config, place = "nginx.conf", "        location / {"
+    route = "        location /robots.txt {\n            return 200;\n        }\n"
+
+    def tell(self):
+        self.proxy.process.send_signal(signal.SIGHUP)
+
+
+class Caddy(Rival):
+    config, place = "Caddyfile", "\treverse_proxy "
+    route = "\trespond /robots.txt 200\n"
+
+    def __init__(self, scene):
+        # Its manual's way needs its administration, which it does without in the benchmarks.
+        self.admin = f"localhost:{machine.free_port()}"
+        scene.altered["Caddyfile"] = lambda text: text.replace("admin off", f"admin {self.admin}")
+        super().__init__(scene)
+
+    def tell(self):
+        program = self.scene.venv / "bin" / "caddy"
+        words = [program, "reload", "--config", self.file, "--adapter", "caddyfile", "--address", self.admin]
+        subprocess.run(words, check=True, capture_output=True)
+
+
+class Traefik(Rival):
+    config, place = "traefik-routes.yml", "    plain:\n"
+    route = "    robots:\n      entryPoints: [secure]\n      rule: \"Path(`/robots.txt`)\"\n      service: hanging\n      tls: {}\n"
+
+    def __init__(self, scene):
+        scene.altered["traefik.yml"] = lambda text: text.replace("watch: false", "watch: true")
+        super().__init__(scene)
+
+    def tell(self):
+        """It watches its file."""
+
+
+RIVALS = [Nginx, Caddy, Traefik]
 
 
 def echo(folder):
@@ -255,7 +298,8 @@ def drill(title, subject, release, calm, change, count, pause):
 
 def main():
     parser = argparse.ArgumentParser(prog="scripts/change", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--nginx", action="store_true", help="the same reloads of nginx, too")
+    names = [rival.__name__.lower() for rival in RIVALS]
+    parser.add_argument("--rivals", nargs="*", choices=names, help="as many reloads of these, or of all")
     parser.add_argument("--reloads", type=int, default=200)
     parser.add_argument("--rejected", type=int, default=50)
     parser.add_argument("--upgrades", type=int, default=20)
@@ -269,7 +313,8 @@ def main():
         packages = ["--package", "foregate", "--package", "foregate-bench"]
         subprocess.run(["cargo", "build", "--release", *packages], cwd=ROOT, check=True)
     venv = target / "bench-venv"
-    proxies.install([], venv)
+    rivals = [] if options.rivals is None else options.rivals or names
+    proxies.install(rivals, venv)
     os.environ["PYTHONPATH"] = str(ROOT / "benches")
     print("| Change | How many | Visitors | Done | Lost | Again | p99 | to calm |")
     print("|---|---|---|---|---|---|---|---|")
@@ -292,9 +337,11 @@ def main():
                         print(f"    a reload took {middle:.0f} ms, {most} at most", file=sys.stderr)
                     for line in subject.complaints():
                         print(f"    the gateway: {line}", file=sys.stderr)
-            if options.nginx:
-                subject = Nginx(scene)
-                title = f"reload of nginx {subject.proxy.version}"
+            for rival in RIVALS:
+                if rival.__name__.lower() not in rivals:
+                    continue
+                subject = rival(scene)
+                title = f"reload of {subject.name} {subject.proxy.version}"
                 drill(title, subject, target / "release", options.calm, subject.reload, options.reloads, 0.2)
                 subject.end()
 

@@ -3,7 +3,7 @@
     python3 -m change.visitors KIND PORT
 
 `curl h1`, `curl h2` and `curl h3` are libcurl, which keeps its connections; `aioquic` has several HTTP/3 connections on one
-UDP socket; `ws1` and `ws3` are open WebSockets that say something now and then; `downloads` are slow. At the end a line
+UDP socket; `ws1`, `ws2` and `ws3` are open WebSockets that say something now and then; `downloads` are slow. At the end a line
 of JSON tells what became of them.
 """
 
@@ -15,7 +15,7 @@ import sys
 import time
 
 HOST = "localhost"
-WEBSOCKETS, DOWNLOADS, CONNECTIONS = 25, 5, 4
+WEBSOCKETS, DOWNLOADS, CONNECTIONS = 17, 5, 4
 # Requests a second, by kind.
 RATE = 30
 # What a download takes.
@@ -224,6 +224,82 @@ async def websockets(port, over, count):
     await asyncio.gather(*(visit() for _ in range(WEBSOCKETS)))
 
 
+async def websockets2(port, over, count):
+    """Over HTTP/2 (RFC 8441), each with a connection of its own."""
+    from h2.config import H2Configuration
+    from h2.connection import H2Connection
+    from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset
+    from h2.settings import SettingCodes
+
+    context = ssl._create_unverified_context()
+    context.set_alpn_protocols(["h2"])
+
+    class Socket:
+        def __init__(self, reader, writer):
+            self.reader, self.writer = reader, writer
+            self.http = H2Connection(H2Configuration(client_side=True, header_encoding=None))
+            self.http.initiate_connection()
+            self.said = []
+
+        async def flush(self):
+            self.writer.write(self.http.data_to_send())
+            await self.writer.drain()
+
+        async def hear(self):
+            """The status, data, or None at the end."""
+            while not self.said:
+                data = await asyncio.wait_for(self.reader.read(65536), 10)
+                if not data:
+                    return None
+                for event in self.http.receive_data(data):
+                    if isinstance(event, ResponseReceived):
+                        self.said.append(dict(event.headers)[b":status"])
+                    elif isinstance(event, DataReceived):
+                        self.http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                        self.said.append(event.data or None)
+                    # After GOAWAY what has begun goes on.
+                    elif isinstance(event, (StreamEnded, StreamReset)):
+                        self.said.append(None)
+                await self.flush()
+            return self.said.pop(0)
+
+        async def open(self):
+            await self.flush()
+            while not self.http.remote_settings.get(SettingCodes.ENABLE_CONNECT_PROTOCOL):
+                self.http.receive_data(await asyncio.wait_for(self.reader.read(65536), 10))
+                await self.flush()
+            self.stream = self.http.get_next_available_stream_id()
+            fields = [(":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "https"), (":authority", HOST), (":path", "/ws"), ("sec-websocket-version", "13")]
+            self.http.send_headers(self.stream, fields)
+            await self.flush()
+            if await self.hear() != b"200":
+                raise ConnectionError("no 200")
+
+        async def say(self, data):
+            self.http.send_data(self.stream, data)
+            await self.flush()
+
+    async def visit():
+        while not over.is_set():
+            try:
+                socket = Socket(*await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=HOST))
+                await socket.open()
+                while not over.is_set():
+                    await socket.say(b"\x81\x85\0\0\0\0hello")
+                    heard = await socket.hear()
+                    if heard is None or heard[0] & 0xF == 8:
+                        count.again += 1
+                        break
+                    count.done += 1
+                    await asyncio.sleep(0.5)
+                socket.writer.close()
+            except Exception as error:
+                count.fails(error)
+                await asyncio.sleep(0.2)
+
+    await asyncio.gather(*(visit() for _ in range(WEBSOCKETS)))
+
+
 async def websockets3(port, over, count):
     """Over HTTP/3 (RFC 9220), each with a connection of its own."""
     from aioquic.asyncio import QuicConnectionProtocol, connect
@@ -298,7 +374,7 @@ async def downloads(port, over, count):
 
 async def main(kind, port):
     over, count = asyncio.Event(), Count()
-    visits = {"aioquic": aioquic, "ws1": websockets, "ws3": websockets3, "downloads": downloads}
+    visits = {"aioquic": aioquic, "ws1": websockets, "ws2": websockets2, "ws3": websockets3, "downloads": downloads}
     if kind in visits:
         visit = visits[kind](int(port), over, count)
     else:

@@ -41,6 +41,8 @@ class Scene:
         self.folder, self.release, self.venv = folder, release, venv
         self.origin, self.hanging = machine.free_port(), machine.Hanging()
         self.running = []
+        # What is made of a configuration before it is used, by name.
+        self.altered = {}
         _make_files(folder)
         self._start("the origin", ["nginx", "-p", folder, "-c", self._config("origin.conf"), "-e", "origin.log"])
         machine.wait_for(self.origin, "the origin")
@@ -107,7 +109,8 @@ class Scene:
             "SITES": "".join(SITE.format(n, self.origin) for n in range(sites)),
         }
         path = self.folder / (into or name)
-        path.write_text(re.sub(r"@([A-Z]+)@", lambda match: str(values[match[1]]), text))
+        text = re.sub(r"@([A-Z]+)@", lambda match: str(values[match[1]]), text)
+        path.write_text(self.altered.get(name, str)(text))
         return path
 
     def _start(self, name, words):

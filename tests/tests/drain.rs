@@ -29,13 +29,24 @@ const MIB: u64 = 1 << 20;
 /// A VM that holds `/held` until told, and a gateway before it.
 async fn scene(drain: &str) -> (Origin, Gateway, Arc<Notify>) {
     let release = Arc::new(Notify::new());
-    let bell = release.clone();
+    let (bell, later) = (release.clone(), release.clone());
     let vm = origin()
         .on("/held", move |call| {
             let bell = bell.clone();
             Box::pin(async move {
                 bell.notified().await;
                 call.greet().await;
+            })
+        })
+        .on("/late", move |call| {
+            let bell = later.clone();
+            Box::pin(async move {
+                // "/late/5" is so many bytes, late.
+                let length = call.request.target["/late/".len()..].parse().unwrap();
+                bell.notified().await;
+                call.start(200, &Fields::new(), Some(length)).await;
+                let _ = call.write_pattern(length).await;
+                call.finish(&Fields::new()).await;
             })
         })
         .on("/large", |call| {
@@ -486,4 +497,74 @@ async fn what_is_on_its_way_arrives() {
         assert_eq!(within("the rest", rest).await as u64, length, "{version:?}");
         gw.ended().await;
     }
+}
+
+/// A client that answers our ping at once and then is slow to read: what it sends meanwhile is no reason to break it off.
+#[tokio::test]
+async fn who_answers_and_is_slow_to_read_has_all() {
+    let (vm, mut gw, release) = scene("20s").await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    let (mut from, mut to) =
+        socket.connect(([127, 0, 0, 1], gw.http_port()).into()).await.unwrap().into_split();
+    let (ours, theirs) = tokio::io::duplex(4096);
+    let (mut read, mut write) = tokio::io::split(ours);
+    tokio::spawn(async move {
+        let mut piece = [0; 16 * 1024];
+        loop {
+            let length = from.read(&mut piece).await.unwrap();
+            if length == 0 {
+                return write.shutdown().await.unwrap();
+            }
+            write.write_all(&piece[..length]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    tokio::spawn(async move { tokio::io::copy(&mut read, &mut to).await });
+    let mut builder = h2::client::Builder::new();
+    // Room for all of it; more is given when half of that is read.
+    let windows = builder.initial_window_size(1 << 20).initial_connection_window_size(1 << 20);
+    let (mut sender, connection) = windows.handshake::<_, Bytes>(theirs).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::get(format!("http://shop.test/late/{MIB}")).body(()).unwrap();
+    let (response, _) = sender.send_request(request, true).unwrap();
+    vm.saw("the request", |r| r.target.starts_with("/late")).await;
+    gw.terminate();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    release.notify_one();
+    let mut body = response.await.unwrap().into_body();
+    let mut length = 0;
+    while let Some(piece) = within("the next piece", body.data()).await {
+        let piece = piece.unwrap();
+        body.flow_control().release_capacity(piece.len()).unwrap();
+        length += piece.len() as u64;
+    }
+    assert_eq!(length, MIB);
+    drop(sender);
+    // It is not kept longer than it takes.
+    let begun = std::time::Instant::now();
+    within("an orderly end", connection).await.unwrap().unwrap();
+    gw.ended().await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+/// Over QUIC too, and also what is thought to arrive by the time somebody closes the connection.
+#[tokio::test]
+async fn a_short_answer_on_its_way_arrives() {
+    let (vm, mut gw, release) = scene("20s").await;
+    let relay = Relay::start(gw.dial("shop.test").https).await;
+    let mut dial = gw.dial("shop.test");
+    dial.https = relay.address();
+    let client = Client::connect(&dial, Version::H3).await.unwrap();
+    let mut exchange = client.open(&get("/late/50000")).await.unwrap();
+    vm.saw("the request", |r| r.target == "/late/50000").await;
+    gw.terminate();
+    goes_away(&client).await;
+    relay.hold(true);
+    release.notify_one();
+    // Longer than the goodbyes.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    relay.hold(false);
+    assert_eq!(exchange.down.whole().await.unwrap().length, 50_000);
+    gw.ended().await;
 }

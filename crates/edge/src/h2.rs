@@ -123,6 +123,8 @@ async fn run<IO>(
     let mut deadline = Deadline::default();
     let (mut drains, mut closes, mut turn) = (false, false, Turn::default());
     let mut leaving: Option<Box<Rest>> = None;
+    // Nothing more is said.
+    let mut said_all = false;
     loop {
         let accepted = poll_fn(|cx| {
             drains = drains || draining.as_mut().poll(cx).is_ready();
@@ -139,6 +141,7 @@ async fn run<IO>(
                 connection.poll_accept(cx)
             };
             if let Poll::Ready(accepted) = accepted {
+                said_all = accepted.is_none();
                 return Poll::Ready(accepted);
             }
             if half_head.poll(cx, half, timeouts.request_head).is_ready() {
@@ -176,13 +179,21 @@ async fn run<IO>(
                 tracing::debug!(peer = %peer.address, %error, "HTTP/2 connection ended");
                 return;
             }
-            None => return,
+            None => break,
         }
+    }
+    if let Some(rest) = leaving.as_mut().filter(|rest| said_all && rest.busy) {
+        poll_fn(|cx| {
+            closes = closes || closing.as_mut().poll(cx).is_ready();
+            rest.unsent.take_leave();
+            if closes { Poll::Ready(()) } else { rest.poll(cx, peer, timeouts.keep_alive) }
+        })
+        .await;
     }
 }
 
-/// What was sent last may still be on its way, and would be lost if the connection were closed: the client's answer to our
-/// ping, which comes after it, would be answered with a reset.
+/// What was sent last may still be on its way, and would be lost if the connection were closed: what the client sends
+/// afterwards, its answer to our ping or room for more, would be answered with a reset.
 struct Rest {
     unsent: Unsent,
     /// Something was on its way when the client was told to go.
@@ -219,17 +230,19 @@ impl Rest {
         }
         self.running.get_or_insert_with(|| peer.listener.begin());
         loop {
-            let left = self.unsent.bytes();
-            if left == 0 {
-                // What its system has its program still has to read, which may be slow.
-                return self.goodbye.poll(cx, stalled);
+            if self.unsent.is_over() {
+                return Poll::Ready(());
             }
-            self.goodbye.clear();
-            if left != self.left {
+            let left = self.unsent.bytes();
+            if left > 0 {
+                self.goodbye.clear();
+            }
+            if left != std::mem::replace(&mut self.left, left) {
                 self.stalled.clear();
             }
-            self.left = left;
-            if self.stalled.poll(cx, stalled).is_ready() {
+            // What its system has its program still has to read, which may be slow.
+            let waits = if left == 0 { &mut self.goodbye } else { &mut self.stalled };
+            if waits.poll(cx, stalled).is_ready() {
                 return Poll::Ready(());
             }
             if self.look.poll(cx, Some(LOOK)).is_pending() {

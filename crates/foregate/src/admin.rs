@@ -405,7 +405,12 @@ fn respond(reply: Reply) -> Response<Full<Bytes>> {
         Ok(value) => (StatusCode::OK, value),
         Err(refused) => (refused.status, json!({ "error": refused.message })),
     };
-    json_response(status, format!("{value:#}\n").into())
+    let mut response = json_response(status, format!("{value:#}\n").into());
+    if status == StatusCode::MISDIRECTED_REQUEST {
+        // By the next one somebody else is reached.
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 fn json_response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {

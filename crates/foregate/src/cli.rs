@@ -171,9 +171,8 @@ fn serve_file(flags: &Run) -> Exit {
     if let Some(digits) = inherited.as_ref().and_then(|inherited| inherited.testament.sticky.as_ref()) {
         state::inherit_sticky_secret(digits);
     }
-    let watch = flags.watch.then(|| match inherited {
-        // It may have changed while nobody looked.
-        Some(_) => Watch::anew(path.clone()),
+    let watch = flags.watch.then(|| match &inherited {
+        Some(inherited) => Watch::go_on(path.clone(), inherited.testament.watched.as_deref()),
         None => Watch::begin(path.clone()),
     });
     let loaded = match &inherited {

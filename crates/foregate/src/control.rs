@@ -45,6 +45,7 @@ pub(crate) use self::reload::Terms;
 use self::reload::{Job, Probation};
 use self::successor::{Heir, Predecessor, Raising};
 pub(crate) use self::watch::Watch;
+use self::watch::Watching;
 
 /// So long the start waits for what is looked up.
 const FIRST_LOOKUPS: Duration = Duration::from_secs(3);
@@ -94,6 +95,33 @@ pub(crate) enum Request {
     },
 }
 
+impl Request {
+    /// Things are not as they were once that is done.
+    fn changes(&self) -> bool {
+        match self {
+            Request::Reload(_)
+            | Request::Put { .. }
+            | Request::Rollback(_)
+            | Request::Confirm
+            | Request::Upgrade
+            | Request::Duty { .. }
+            | Request::Weight { .. } => true,
+            Request::Status
+            | Request::Sites
+            | Request::Pools
+            | Request::Pool(_)
+            | Request::Certificates
+            | Request::Workers
+            | Request::Connections
+            | Request::Config
+            | Request::History
+            | Request::Entry(_)
+            | Request::Diff(..)
+            | Request::Validate(_) => false,
+        }
+    }
+}
+
 /// A request on its way.
 #[derive(Debug)]
 pub(crate) struct Ask {
@@ -112,16 +140,19 @@ pub(crate) type Reply = Result<Value, Refused>;
 pub(crate) struct Refused {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
+    /// The same may be taken a little later.
+    passes: bool,
 }
 
 impl Refused {
-    /// The same may be taken a little later.
-    fn may_pass(&self) -> bool {
-        matches!(self.status, StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE)
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Refused {
+        let passes = matches!(status, StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE);
+        Refused { status, message: message.into(), passes }
     }
 
-    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Refused {
-        Refused { status, message: message.into() }
+    /// It is not worth trying again.
+    fn for_good(self) -> Refused {
+        Refused { passes: false, ..self }
     }
 }
 
@@ -140,6 +171,8 @@ pub(crate) struct Control {
     running: Running,
     history: History,
     probation: Option<Probation>,
+    /// None once it drains.
+    watching: Option<Watching>,
     /// Second by second, the requests answered so far, and those of them with a 5xx.
     answers: VecDeque<(u64, u64)>,
     admin: Server,
@@ -219,6 +252,7 @@ impl Control {
             running,
             history,
             probation: None,
+            watching: None,
             answers: VecDeque::new(),
             admin,
             store: Store::default(),
@@ -296,8 +330,8 @@ impl Control {
     }
 
     /// Watches the files it was made of, and reloads when they change.
-    pub(crate) fn watch(&self, watched: Watch) {
-        tokio::task::spawn_local(watch::watch(watched, self.asks.clone()));
+    pub(crate) fn watch(&mut self, watch: Watch) {
+        self.watching = Some(Watching::begin(watch, self.asks.clone()));
     }
 
     /// Looks after everything until a signal asks for the end, and then until that has come.
@@ -307,6 +341,7 @@ impl Control {
         let mut watchdog = systemd::watchdog().map(interval);
         let mut job: Option<Job> = None;
         let mut raising: Option<Raising> = None;
+        let mut later: Vec<Ask> = Vec::new();
         let mut drained: Option<oneshot::Receiver<()>> = None;
         let mut told_to_end = false;
         loop {
@@ -318,8 +353,11 @@ impl Control {
                     // The workers have gone; the end is near.
                     None => tokio::time::sleep(Duration::from_secs(1)).await,
                 },
-                Some(ask) = inbox.asks.recv(), if job.is_none() && raising.is_none() => match ask.request {
-                    Request::Upgrade => raising = self.raise(ask.by, ask.reply).await,
+                Some(ask) = inbox.asks.recv(), if job.is_none() => match (&self.successor, &ask.request) {
+                    (Some(heir), _) => heir.is_asked(ask),
+                    // Who knows whose change that would be.
+                    (None, request) if raising.is_some() && request.changes() => later.push(ask),
+                    (None, Request::Upgrade) => raising = self.raise(ask.by, ask.reply).await,
                     _ => job = self.begin(ask),
                 },
                 raised = successor::raised(&mut raising), if raising.is_some() => {
@@ -331,6 +369,7 @@ impl Control {
                         {
                             heir.tell(told);
                         }
+                        later.drain(..).for_each(|ask| _ = self.asks.send(ask));
                         answered(reply, handed_over);
                         if self.successor.is_some() && drained.is_none() {
                             match self.drain("upgrade", true) {
@@ -405,6 +444,7 @@ impl Control {
         }
         tracing::info!("{name}: draining, at most {:?}", self.live.load().settings.timeouts.drain);
         let gateway = self.gateway.take();
+        self.watching = None;
         thread::Builder::new().name("drain".to_owned()).spawn(move || {
             gateway.into_iter().for_each(|gateway| gateway.drain(handed_over));
             _ = done.send(());

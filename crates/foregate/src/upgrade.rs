@@ -46,6 +46,8 @@ const VARIABLE: &str = "FOREGATE_SUCCESSOR_OF";
 const READY: Duration = Duration::from_secs(60);
 /// And to listen.
 const DONE: Duration = Duration::from_secs(10);
+/// One that serves for so long without an accident goes on.
+const SURE: Duration = Duration::from_millis(200);
 /// No testament is larger: most of it is the configuration.
 const LARGEST: usize = 64 * 1024 * 1024;
 /// Files in one message; the kernel takes 253.
@@ -73,6 +75,8 @@ pub(crate) struct Testament {
     pub(crate) looked_up: Vec<LookedUp>,
     /// What sticky cookies are made with, if no file says so. Hexadecimal digits.
     pub(crate) sticky: Option<String>,
+    /// The files that are watched as they were when what is in them was taken up, if they are.
+    pub(crate) watched: Option<Vec<Seen>>,
     /// How long the drain may take.
     pub(crate) drain_ms: u64,
 }
@@ -98,6 +102,9 @@ pub(crate) struct LookedUp {
     /// Address, weight and tier.
     pub(crate) members: Vec<(SocketAddr, u32, u32)>,
 }
+
+/// A file that is watched, and what tells its state from another: device, inode, length and time of the last change.
+pub(crate) type Seen = (String, Option<(u64, u64, u64, i64, i64)>);
 
 /// What an operator has said of a backend.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -259,7 +266,10 @@ impl Successor {
         let said =
             send_frame(&mut channel, &Word::of(TAKE_OVER)).and_then(|()| receive_frame::<Word>(&mut channel));
         match said {
-            Ok(said) if said.word == DONE_WORD => Ok(self.channel),
+            Ok(said) if said.word == DONE_WORD => match channel.stays_open(SURE) {
+                true => Ok(self.channel),
+                false => Err(self.dismiss("it has gone")),
+            },
             Ok(_) => Err(self.dismiss("it does not say that it listens")),
             Err(error) => Err(self.dismiss(&trouble(&error))),
         }
@@ -403,6 +413,14 @@ impl Until<'_> {
     fn left(&self) -> io::Result<Duration> {
         let left = self.1.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+    }
+}
+
+impl Until<'_> {
+    /// Whether the other side is still there after so long. It says nothing meanwhile.
+    fn stays_open(&mut self, long: Duration) -> bool {
+        self.1 = Instant::now() + long;
+        !matches!(self.read(&mut [0]), Ok(0)) && self.left().is_err()
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::answer::Answer;
 use crate::deadline::Deadline;
+use crate::drain::Phase;
 use crate::peer::Peer;
 use crate::proxy::{self, Inbound};
 use crate::quic::Handshake;
@@ -77,7 +78,7 @@ async fn refuse(worker: &Rc<Worker>, peer: &Peer, incoming: Incoming) {
     let _unread = Upload::new(recv, None, None);
     let sentence = "The request's head is larger than server.limits.request_head.";
     let answer = Answer::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, sentence).plain();
-    log(peer, respond(&mut send, answer, false, stalled).await);
+    log(peer, respond(peer, &mut send, answer, false, stalled).await);
 }
 
 #[allow(clippy::manual_async_fn, reason = "an async fn would hold its arguments twice")]
@@ -110,7 +111,7 @@ fn answer<'a>(
                 Ok(asked) => inbound.upgrade = Some(asked),
                 Err(refused) => {
                     let _unread = Upload::new(recv, None, None);
-                    return log(peer, respond(&mut send, refused.plain(), head_only, stalled).await);
+                    return log(peer, respond(peer, &mut send, refused.plain(), head_only, stalled).await);
                 }
             }
         }
@@ -129,7 +130,7 @@ fn answer<'a>(
             }
             if let Some(Err(failure)) = &upload.first {
                 let answer = Answer::new(failure.kind().status(), "The request's body is malformed.");
-                return log(peer, respond(&mut send, answer.plain(), head_only, stalled).await);
+                return log(peer, respond(peer, &mut send, answer.plain(), head_only, stalled).await);
             }
             if !upload.is_end_stream() {
                 inbound.body = Body::stream(upload);
@@ -165,8 +166,8 @@ fn answer<'a>(
         let result = match (response, tunnel) {
             // Everything behind the request was dropped, and so cancelled.
             (Err(error), _) => Err(error.into()),
-            (Ok(response), Some(recv)) => Box::pin(tunnelled(*recv, send, response, stalled)).await,
-            (Ok(response), None) => respond(&mut send, response, head_only, stalled).await,
+            (Ok(response), Some(recv)) => Box::pin(tunnelled(peer, *recv, send, response, stalled)).await,
+            (Ok(response), None) => respond(peer, &mut send, response, head_only, stalled).await,
         };
         log(peer, result);
     }
@@ -215,6 +216,7 @@ fn log(peer: &Peer, result: Result<(), Box<dyn std::error::Error>>) {
 
 /// Joins the tunnel that the response opened, or sends the response.
 async fn tunnelled(
+    peer: &Peer,
     recv: RecvStream,
     mut send: SendStream,
     response: Response<Body>,
@@ -228,13 +230,14 @@ async fn tunnelled(
         }
         Err(response) => {
             let _unread = Upload::new(recv, None, None);
-            respond(&mut send, *response, false, stalled).await
+            respond(peer, &mut send, *response, false, stalled).await
         }
     }
 }
 
 /// Sends a response. A head whose body is there already leaves together with it.
 async fn respond(
+    peer: &Peer,
     send: &mut SendStream,
     response: Response<Body>,
     head_only: bool,
@@ -286,9 +289,10 @@ async fn respond(
     }
     flush(send, &mut deadline, stalled).await?;
     send.finish();
-    if send.written() >= LARGE {
+    // Whoever closes the connection takes back what has not arrived, so until then this is not done. What is small arrives
+    // before anybody gets so far who begins with it now.
+    if send.written() >= LARGE || peer.listener.drain.phase() >= Phase::Draining {
         drop(body);
-        // Whoever closes the connection takes back what has not arrived, so until then this is not done.
         let mut arrived = pin!(send.stopped());
         deadline.clear();
         poll_fn(|cx| match arrived.as_mut().poll(cx) {

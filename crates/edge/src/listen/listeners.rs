@@ -1,6 +1,7 @@
 //! What the process listens on, and how that changes from one configuration to the next: what both name is left as it is,
 //! what is new is bound before anything changes, and what is named no more drains.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -25,13 +26,14 @@ pub(crate) struct Listeners {
     /// No other process has the other ones, so they are this one's too.
     alone: bool,
     bound: Vec<Bound>,
-    /// From the process before, or from a service manager, until the configuration names them.
+    /// From the process before, as long as it lives, or from a service manager, until a configuration is served.
     inherited: Vec<Bound>,
     /// UDP sockets of addresses that are left, until nobody uses them: when one of a group is closed, the last of the group
     /// takes its place, and the kernel steers packets by places.
     leaving: Vec<(Instant, Bound)>,
     backlog: u32,
-    last: u64,
+    /// The last number that was given. One that comes to nothing is not given again: workers may still be busy with it.
+    last: Cell<u64>,
 }
 
 /// One group of sockets.
@@ -114,7 +116,7 @@ impl Listeners {
     pub(crate) fn new(group: Group, given: Vec<Handed>) -> Listeners {
         let inherited = given.into_iter().map(Bound::inherited).collect();
         let (set, alone, bound, leaving) = (Set::First, true, vec![], vec![]);
-        Listeners { group, set, alone, bound, inherited, leaving, backlog: 0, last: 0 }
+        Listeners { group, set, alone, bound, inherited, leaving, backlog: 0, last: Cell::new(0) }
     }
 
     /// For the successor of a process that still has the other set.
@@ -155,6 +157,7 @@ impl Listeners {
     /// There are too many open files.
     pub(crate) fn unshare(&mut self) -> io::Result<Vec<Vec<(u64, std::net::UdpSocket)>>> {
         self.alone = true;
+        self.inherited.clear();
         self.ports().for_each(|port| port.share(false));
         let mut idle: Vec<Vec<_>> = (0..self.workers()).map(|_| Vec::new()).collect();
         for bound in self.bound.iter().filter(|bound| bound.spot.kind == Kind::Http3) {
@@ -175,6 +178,10 @@ impl Listeners {
         for bound in self.bound.iter().filter(|bound| bound.spot.kind == Kind::Http3) {
             self.attach(bound.spot.address(), &bound.sockets);
         }
+    }
+
+    fn has(&self, spot: Spot) -> bool {
+        self.bound.iter().any(|bound| bound.spot == spot)
     }
 
     fn ports(&self) -> impl Iterator<Item = &Arc<Port>> {
@@ -224,7 +231,8 @@ impl Listeners {
                 plan.stay.push(known.id);
                 continue;
             }
-            let id = self.last + 1 + plan.new.len() as u64;
+            let id = self.last.get() + 1;
+            self.last.set(id);
             let opened = self.open(spot, settings.backlog).and_then(|sockets| {
                 let port = (spot.kind == Kind::Http3).then(|| self.port(&plan.new, spot.port));
                 let bound = Bound { id, spot, port, sockets };
@@ -254,13 +262,13 @@ impl Listeners {
             }
         }
         self.backlog = plan.backlog;
-        self.inherited.clear();
         self.bound = stay;
-        if let Some(last) = plan.new.last() {
-            self.last = last.id;
-            tell_of_small_buffers(&plan.new);
-        }
+        tell_of_small_buffers(&plan.new);
         self.bound.extend(plan.new);
+        // What the process before is about to leave stays a group as long as that has it.
+        let mut inherited = std::mem::take(&mut self.inherited);
+        inherited.retain(|other| !self.alone && other.spot.kind == Kind::Http3 && !self.has(other.spot));
+        self.inherited = inherited;
         let left = gone.iter().map(|bound| bound.id).collect();
         let kept = gone.into_iter().filter(|bound| bound.spot.kind == Kind::Http3);
         self.leaving.extend(kept.map(|bound| (now + limit + AFTER, bound)));

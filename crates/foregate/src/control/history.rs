@@ -66,6 +66,8 @@ pub(crate) struct History {
     broken: Vec<u64>,
     /// The hashes of what was gone back from.
     refused: Vec<String>,
+    /// How many of the latest are not kept yet: one is written after those before it, or what follows would not fit.
+    unwritten: usize,
     /// It was said that nothing can be written.
     complained: bool,
 }
@@ -110,7 +112,7 @@ impl History {
         }
         let refused = fs::read_to_string(folder.join(REFUSED)).unwrap_or_default();
         let refused = refused.lines().map(str::to_owned).collect();
-        History { folder, entries, broken, refused, complained: false }
+        History { folder, entries, broken, refused, unwritten: 0, complained: false }
     }
 
     /// Whether it is as it was written.
@@ -166,16 +168,26 @@ impl History {
             hash: String::new(),
         };
         entry.hash = entry.hash_of();
-        let written = serde_json::to_vec_pretty(&entry)
-            .map_err(io::Error::from)
-            .and_then(|text| state::write(&self.place(number), &text));
-        self.tell(written);
         self.entries.push(entry);
+        self.unwritten += 1;
+        let written = self.write();
+        self.tell(written);
         while self.entries.len() > MOST {
             let oldest = self.entries.remove(0);
             _ = fs::remove_file(self.place(oldest.number));
         }
+        self.unwritten = self.unwritten.min(self.entries.len());
         number
+    }
+
+    /// Keeps what is not kept yet.
+    fn write(&mut self) -> io::Result<()> {
+        let kept = self.entries.len().saturating_sub(self.unwritten);
+        for entry in self.entries.iter().skip(kept) {
+            state::write(&self.place(entry.number), &serde_json::to_vec_pretty(entry)?)?;
+            self.unwritten -= 1;
+        }
+        Ok(())
     }
 
     /// This was gone back from: it is not to come again by accident.
@@ -324,5 +336,10 @@ mod tests {
         assert_eq!(history.add(&files("a"), "x", "start"), 1);
         assert_eq!(history.add(&files("b"), "x", "reload"), 2);
         assert_eq!(history.get(1).unwrap().files(), files("a").files);
+        // Once it can, all of it is there.
+        fs::remove_file(folder.path().join("history")).unwrap();
+        history.add(&files("c"), "x", "reload");
+        let history = History::open(folder.path());
+        assert_eq!((history.numbers(), history.broken.len()), ((Some(1), Some(3)), 0));
     }
 }

@@ -280,10 +280,9 @@ impl Control {
         let next = Written::new(std::mem::take(&mut loaded.files));
         let is_running = next.content == self.running.written.content;
         if !serve.terms.force && !is_running && self.history.is_refused(&next) {
-            return Err(Refused::new(
-                StatusCode::CONFLICT,
-                "this configuration was rolled back; change it, or take it all the same with --force",
-            ));
+            let message =
+                "this configuration was rolled back; change it, or take it all the same with --force";
+            return Err(Refused::new(StatusCode::CONFLICT, message).for_good());
         }
         let conflict = |message: String| Refused::new(StatusCode::CONFLICT, message);
         // Written aside first, so that nothing is bound for what cannot be saved.

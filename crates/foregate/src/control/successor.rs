@@ -18,7 +18,8 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot::Sender;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{Control, Origin, Refused, Reply, answered, complain_of, done};
+use super::watch::Watching;
+use super::{Ask, Control, Origin, Refused, Reply, Request, answered, complain_of, done};
 use crate::run::Told;
 use crate::upgrade::{LookedUp, Successor, Testament, Verdict};
 use crate::{state, systemd};
@@ -68,6 +69,18 @@ pub(crate) struct Heir {
 }
 
 impl Heir {
+    /// What this process is asked is for the other one, where operators are heard now.
+    pub(super) fn is_asked(&self, ask: Ask) {
+        match (ask.reply, ask.request) {
+            (None, Request::Reload(_)) => self.tell(Told::Reload),
+            (None, Request::Upgrade) => self.tell(Told::Upgrade),
+            (reply, _) => {
+                let message = format!("process {} serves by now: ask again, on a new connection", self.pid);
+                answered(reply, Err(Refused::new(StatusCode::MISDIRECTED_REQUEST, message)));
+            }
+        }
+    }
+
     /// What this process was told is for the other one.
     pub(super) fn tell(&self, told: Told) {
         kill(
@@ -231,6 +244,7 @@ impl Control {
         testament.verdicts = found(&live);
         testament.looked_up = self.blueprint.found().map(looked_up).collect();
         testament.sticky = state::fresh_sticky_secret();
+        testament.watched = self.watching.as_ref().map(Watching::served);
         testament.drain_ms = u64::try_from(live.settings.timeouts.drain.as_millis()).unwrap_or(u64::MAX);
         testament
     }

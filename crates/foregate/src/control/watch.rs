@@ -1,17 +1,21 @@
 //! Files that change: looked at once a second. A look costs microseconds, and unlike what the kernel tells it also sees what
 //! happens on a file system of another machine, through a link that is swapped, or by a rename.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use super::{Ask, Request, Terms};
 use crate::config;
+use crate::upgrade::Seen;
 
 const LOOK: Duration = Duration::from_secs(1);
 /// How long something that may pass keeps a change from being served before it is tried again.
@@ -36,16 +40,45 @@ impl Watch {
         Watch { served: watched.look(), watched }
     }
 
-    /// The same, but what is there now need not be what is served.
-    pub(crate) fn anew(path: PathBuf) -> Watch {
-        Watch { watched: Watched::new(path), served: Looks::new() }
+    /// Goes on where the process before was. What it did not see may be anything.
+    pub(crate) fn go_on(path: PathBuf, seen: Option<&[Seen]>) -> Watch {
+        let seen = seen.unwrap_or_default().iter();
+        let served = seen.map(|(path, look)| (path.into(), *look)).collect();
+        Watch { watched: Watched::new(path), served }
     }
 }
 
-/// Asks for a reload each time the configuration has changed. Ends when nobody listens any more.
-pub(super) async fn watch(watch: Watch, asks: UnboundedSender<Ask>) {
-    let Watch { mut watched, mut served } = watch;
-    let (mut last, mut same) = (served.clone(), 0);
+/// Looks until dropped.
+pub(super) struct Watching {
+    /// As the files were when what is in them was taken up, or refused for good.
+    served: Rc<RefCell<Looks>>,
+    task: AbortHandle,
+}
+
+impl Watching {
+    /// Asks for a reload each time the configuration has changed. In a local runtime.
+    pub(super) fn begin(Watch { watched, served }: Watch, asks: UnboundedSender<Ask>) -> Watching {
+        let served = Rc::new(RefCell::new(served));
+        let task = tokio::task::spawn_local(watch(watched, served.clone(), asks)).abort_handle();
+        Watching { served, task }
+    }
+
+    /// For a successor.
+    pub(super) fn served(&self) -> Vec<Seen> {
+        let seen = |(path, look): (&PathBuf, &Look)| (path.to_string_lossy().into_owned(), *look);
+        self.served.borrow().iter().map(seen).collect()
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Ends when nobody listens any more.
+async fn watch(mut watched: Watched, served: Rc<RefCell<Looks>>, asks: UnboundedSender<Ask>) {
+    let (mut last, mut same) = (served.borrow().clone(), 0);
     let mut trouble = String::new();
     let mut pause = LOOK;
     loop {
@@ -54,10 +87,9 @@ pub(super) async fn watch(watch: Watch, asks: UnboundedSender<Ask>) {
         let now = watched.look();
         same = if now == last { same + 1 } else { 0 };
         last.clone_from(&now);
-        if now == served || same < SETTLED {
+        if now == *served.borrow() || same < SETTLED {
             continue;
         }
-        let before = std::mem::replace(&mut served, now);
         let (reply, answered) = oneshot::channel();
         let request = Request::Reload(Terms::default());
         if asks.send(Ask { request, by: "the files changed".to_owned(), reply: Some(reply) }).is_err() {
@@ -69,13 +101,15 @@ pub(super) async fn watch(watch: Watch, asks: UnboundedSender<Ask>) {
                 if refused.message != trouble {
                     tracing::error!("the files changed, and nothing follows:\n{}", refused.message);
                 }
-                if refused.may_pass() {
-                    (served, pause) = (before, AGAIN);
-                }
                 trouble = refused.message;
+                if refused.passes {
+                    pause = AGAIN;
+                    continue;
+                }
             }
             Err(_) => return,
         }
+        served.replace(now);
     }
 }
 

@@ -103,8 +103,14 @@ impl Gateway {
         let runtime = runtime.map_err(|error| Trouble::failed(format!("this cannot start: {error}")))?;
         let mut nobody = String::new();
         for address in &self.addresses {
-            let exchange = async { tokio::time::timeout(PATIENCE, self.exchange(address, &asked)).await };
-            match runtime.block_on(exchange) {
+            let exchange = async {
+                match self.exchange(address, &asked).await {
+                    // That process has a successor since.
+                    Ok((StatusCode::MISDIRECTED_REQUEST, _)) => self.exchange(address, &asked).await,
+                    answer => answer,
+                }
+            };
+            match runtime.block_on(async { tokio::time::timeout(PATIENCE, exchange).await }) {
                 Ok(Ok((status, body))) => return understood(status, &body),
                 Ok(Err(failure)) => {
                     nobody.push_str(&format!("no gateway answers at {address}: {failure}\n"));

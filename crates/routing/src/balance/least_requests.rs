@@ -4,12 +4,13 @@
 
 use super::{Candidates, Occasion};
 
-/// Compares (in flight + 1) / weight, the load there would be with this request.
+/// Compares in flight / weight, without the request to come: those that have nothing to do are equals, and share what comes by
+/// weight. With it the heaviest would get all there is in a pool that is nearly idle.
 pub(super) fn pick(candidates: &Candidates<'_>, occasion: Occasion) -> Option<usize> {
     candidates
-        .cheapest(occasion.dice, |candidate| {
-            let in_flight = candidate.vitals.in_flight();
-            Load { requests: u64::from(in_flight) + 1, weight: candidate.weight_with(in_flight) }
+        .cheapest(occasion.dice, |candidate| Load {
+            requests: candidate.vitals.in_flight().into(),
+            weight: candidate.weight(),
         })
         .map(|candidate| candidate.slot)
 }
@@ -44,6 +45,7 @@ mod tests {
         let load = |requests, weight| Load { requests, weight };
         assert!(load(1, 3) < load(1, 2));
         assert!(load(2, 4) == load(1, 2));
+        assert!(load(0, 1) == load(0, 9) && load(0, 1) < load(1, 9));
         assert!(load(1 << 32, 1) > load(1, u32::MAX.into()));
     }
 }

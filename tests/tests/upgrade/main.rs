@@ -2,14 +2,17 @@
 // Test code: a broken precondition should stop the test where it stands.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod fails;
+mod operators;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use foregate_tests::{
-    Gateway, GatewayBuilder, Held, Origin, Version, copy_program, eventually, eventually_async, gateway, get,
-    holding, within,
+    Gateway, GatewayBuilder, Held, Origin, Recorded, Version, copy_program, eventually, eventually_async,
+    gateway, get, holding, within,
 };
 use futures_util::{SinkExt, StreamExt};
 use rustix::process::{Signal, kill_process};
@@ -29,26 +32,32 @@ fn before(vm: &Origin, drain: &str) -> GatewayBuilder {
 struct Crowd {
     over: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
+    /// What was asked in vain, and then asked anew.
+    in_vain: Arc<Mutex<Vec<String>>>,
     clients: Vec<JoinHandle<()>>,
 }
 
 impl Crowd {
     async fn gather(gw: &Arc<Gateway>) -> Crowd {
         let (over, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let mut clients = Vec::new();
+        let (in_vain, mut clients) = (Arc::<Mutex<Vec<String>>>::default(), Vec::new());
         for version in Version::ALL {
             for lasting in [true, false] {
-                let (gw, over, asked) = (gw.clone(), over.clone(), asked.clone());
+                let (gw, over, asked, in_vain) = (gw.clone(), over.clone(), asked.clone(), in_vain.clone());
                 clients.push(tokio::spawn(async move {
                     let mut client = gw.client(version, "shop.test").await;
+                    let mut number = 0;
                     while !over.load(Ordering::Relaxed) {
                         if !lasting {
                             client = gw.client(version, "shop.test").await;
                         }
-                        let reply = match client.send(&get("/")).await {
+                        number += 1;
+                        let target = format!("/{version:?}/{lasting}/{number}");
+                        let reply = match client.send(&get(&target)).await {
                             Ok(reply) => reply,
                             // It was told to go, as every client is at times: then it asks anew.
                             Err(why) if lasting && told_to_go(version, &why.to_string()) => {
+                                in_vain.lock().unwrap().push(target);
                                 client = gw.client(version, "shop.test").await;
                                 client.send(&get("/")).await.unwrap_or_else(|e| panic!("{version:?}: {e}"))
                             }
@@ -63,7 +72,7 @@ impl Crowd {
                 }));
             }
         }
-        let crowd = Crowd { over, asked, clients };
+        let crowd = Crowd { over, asked, in_vain, clients };
         crowd.goes_on().await;
         crowd
     }
@@ -74,11 +83,16 @@ impl Crowd {
             .await;
     }
 
-    async fn leaves(self) {
+    /// Checks that nobody asked twice for what the VM had been asked already.
+    async fn leaves(self, vm: &Origin) {
         self.over.store(true, Ordering::Relaxed);
         for client in self.clients {
             client.await.unwrap();
         }
+        let in_vain = self.in_vain.lock().unwrap().clone();
+        let lost = |request: &Recorded| in_vain.contains(&request.target);
+        let lost: Vec<_> = vm.requests().into_iter().filter(lost).collect();
+        assert!(lost.is_empty(), "{lost:#?}");
     }
 }
 
@@ -106,6 +120,20 @@ async fn is_alone(gw: &Gateway) {
         status["predecessor_drains_s"].is_null().then_some(())
     })
     .await;
+}
+
+/// Puts a program in the place of the gateway's, as an installer does.
+fn install(gw: &Gateway, content: &[u8]) {
+    let source = gw.folder().join("source");
+    std::fs::write(&source, content).unwrap();
+    std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o755)).unwrap();
+    install_file(gw, &source);
+}
+
+fn install_file(gw: &Gateway, file: &Path) {
+    let aside = gw.folder().join("aside");
+    copy_program(file, &aside);
+    std::fs::rename(aside, gw.folder().join("program")).unwrap();
 }
 
 async fn rest_of(all: Vec<Held>) {
@@ -146,91 +174,8 @@ async fn nothing_is_lost_while_processes_follow_each_other() {
         is_alone(&gw).await;
         crowd.goes_on().await;
     }
-    crowd.leaves().await;
+    crowd.leaves(&vm).await;
     assert_eq!(gw.log().having(&["panicked"]), [""; 0]);
-}
-
-#[tokio::test]
-async fn what_is_known_goes_on() {
-    let vm = holding("a", &Arc::default()).await;
-    let gw = before(&vm, "5s").named(&["new.test"]).start().await;
-    let backend = format!("sites.shop.test/{}", vm.address());
-    gw.told(&["weight", &backend, "7"]).await;
-    // The file says something else by now; that is for a reload.
-    gw.edit(|text| text + "[sites.\"new.test\"]\nrespond = { status = 418 }\n");
-    gw.told(&["upgrade"]).await;
-    is_alone(&gw).await;
-    let status = gw.told(&["status"]).await;
-    assert!(status.starts_with("running is not the file: one difference"), "{status}");
-    assert!(status.contains(&format!("override: {backend} weight 7")), "{status}");
-    assert_eq!(gw.told(&["history"]).await.lines().count(), 2, "it is the same configuration");
-    gw.told(&["reload"]).await;
-    assert_eq!(gw.request(Version::H1, get("/").host("new.test")).await.status, 418);
-}
-
-/// Puts a program in the place of the gateway's, as an installer does.
-fn install(gw: &Gateway, content: &[u8]) {
-    let source = gw.folder().join("source");
-    std::fs::write(&source, content).unwrap();
-    std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o755)).unwrap();
-    install_file(gw, &source);
-}
-
-fn install_file(gw: &Gateway, file: &Path) {
-    let aside = gw.folder().join("aside");
-    copy_program(file, &aside);
-    std::fs::rename(aside, gw.folder().join("program")).unwrap();
-}
-
-#[tokio::test]
-async fn a_successor_that_fails_changes_nothing() {
-    let release = Arc::new(Notify::new());
-    let vm = holding("a", &release).await;
-    let gw = Arc::new(before(&vm, "5s").copied("program").start().await);
-    let (crowd, held) = (Crowd::gather(&gw).await, Held::all(&gw, "shop.test").await);
-    let old = pid(&gw).await;
-    for (program, complaint) in [
-        (&b"#!/bin/sh\nexit 3\n"[..], "ended before it served (exit status: 3)"),
-        (b"not a program", "cannot be started"),
-        (b"#!/bin/sh\nkill -9 $$\n", "signal: 9"),
-        (
-            b"#!/bin/sh\nhead -c 1000 >/dev/null\nprintf '\\000\\000\\000\\002{}' >&0\nsleep 9\n",
-            "something else than that it is ready",
-        ),
-    ] {
-        install(&gw, program);
-        let said = gw.refused(&["upgrade"]).await;
-        assert!(said.contains(complaint) && said.contains("goes on as it was"), "{said}");
-        assert_eq!(pid(&gw).await, old);
-        crowd.goes_on().await;
-    }
-    // One that is killed at any point of the hand-over.
-    let real = gw.folder().join("real");
-    copy_program(foregate_tests::binary(), &real);
-    let (mut failed, mut point) = (0, 0);
-    while failed < 12 && point < 40 {
-        point += 1;
-        let script = format!(
-            "#!/bin/sh\nexport FOREGATE_SUCCESSOR_OF=$$\nexec 3<&0\n{} \"$@\" <&3 3<&- &\nsleep 0.{:03}\nkill -9 $!\nwait\nexit 1\n",
-            real.display(),
-            point * 3 % 60,
-        );
-        install(&gw, script.as_bytes());
-        let output = gw.operate(&["upgrade"]).await;
-        // One that has taken over and is killed afterwards is a crash like any other.
-        assert!(!output.status.success(), "at point {point} it was too late: {:?}", output.stdout);
-        failed += 1;
-        assert_eq!(pid(&gw).await, old);
-        crowd.goes_on().await;
-    }
-    release.notify_waiters();
-    rest_of(held).await;
-    // And then one that does.
-    install_file(&gw, foregate_tests::binary());
-    gw.told(&["upgrade"]).await;
-    assert_ne!(pid(&gw).await, old);
-    crowd.goes_on().await;
-    crowd.leaves().await;
 }
 
 #[tokio::test]
@@ -297,30 +242,6 @@ async fn the_service_manager_follows_and_the_watchdog_is_answered() {
 }
 
 #[tokio::test]
-async fn who_is_told_to_end_does_not_wait_for_a_successor() {
-    let vm = holding("a", &Arc::default()).await;
-    let mut gw = before(&vm, "5s").copied("program").start().await;
-    install(&gw, b"#!/bin/sh\nexec sleep 50\n");
-    gw.process.signal(Signal::USR2);
-    let children = format!("/proc/{0}/task/{0}/children", gw.process.id());
-    let child = eventually("it is started", || {
-        std::fs::read_to_string(&children).ok().filter(|text| !text.is_empty())
-    })
-    .await;
-    let begun = std::time::Instant::now();
-    gw.terminate();
-    gw.ended().await;
-    assert!(begun.elapsed().as_secs() < 4, "{:?}", begun.elapsed());
-    // Whoever has it by now may take its time to read how it ended.
-    let state = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
-    eventually("nothing is left of it", || {
-        let state = state();
-        (state.is_empty() || state.contains(") Z ")).then_some(())
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn the_old_process_drains_when_it_is_told_to_end() {
     let release = Arc::new(Notify::new());
     let vm = holding("a", &release).await;
@@ -350,40 +271,6 @@ async fn links_to_the_program_are_followed_anew() {
     std::fs::rename(gw.folder().join("aside"), gw.folder().join("link")).unwrap();
     let said = gw.refused(&["upgrade"]).await;
     assert!(said.contains("exit status: 7"), "{said}");
-}
-
-/// Over TCP as well, and also where it comes to nothing.
-#[tokio::test]
-async fn operators_are_heard_all_the_time() {
-    let vm = holding("a", &Arc::default()).await;
-    let lease = foregate_tests::lease();
-    let text = format!("[admin]\nlisten = \"127.0.0.1:{}\"\ntoken_file = \"token\"\n", lease.port);
-    let gw = before(&vm, "1s").copied("program").file("token", &"x".repeat(32)).toml(&text).start().await;
-    let gw = Arc::new(gw);
-    let over = Arc::new(AtomicBool::new(false));
-    let operator = tokio::spawn({
-        let (gw, over) = (gw.clone(), over.clone());
-        async move {
-            while !over.load(Ordering::Relaxed) {
-                gw.told(&["status"]).await;
-            }
-        }
-    });
-    for round in 0..4 {
-        let old = pid(&gw).await;
-        if round % 2 == 0 {
-            install(&gw, b"#!/bin/sh\nexit 3\n");
-            gw.refused(&["upgrade"]).await;
-            assert_eq!(pid(&gw).await, old);
-        } else {
-            install_file(&gw, foregate_tests::binary());
-            gw.told(&["upgrade"]).await;
-            assert_ne!(pid(&gw).await, old);
-            is_alone(&gw).await;
-        }
-    }
-    over.store(true, Ordering::Relaxed);
-    operator.await.unwrap();
 }
 
 /// The kernel has accepted them for the process while that did nothing.

@@ -1,0 +1,135 @@
+//! Successors that fail: all is as it was.
+
+use super::*;
+
+#[tokio::test]
+async fn a_successor_that_fails_changes_nothing() {
+    let release = Arc::new(Notify::new());
+    let vm = holding("a", &release).await;
+    let gw = Arc::new(before(&vm, "5s").copied("program").start().await);
+    let (crowd, held) = (Crowd::gather(&gw).await, Held::all(&gw, "shop.test").await);
+    let old = pid(&gw).await;
+    for (program, complaint) in [
+        (&b"#!/bin/sh\nexit 3\n"[..], "ended before it served (exit status: 3)"),
+        (b"not a program", "cannot be started"),
+        (b"#!/bin/sh\nkill -9 $$\n", "signal: 9"),
+        (
+            b"#!/bin/sh\nhead -c 1000 >/dev/null\nprintf '\\000\\000\\000\\002{}' >&0\nsleep 9\n",
+            "something else than that it is ready",
+        ),
+    ] {
+        install(&gw, program);
+        let said = gw.refused(&["upgrade"]).await;
+        assert!(said.contains(complaint) && said.contains("goes on as it was"), "{said}");
+        assert_eq!(pid(&gw).await, old);
+        crowd.goes_on().await;
+    }
+    // One that is killed at any point of the hand-over.
+    let real = gw.folder().join("real");
+    copy_program(foregate_tests::binary(), &real);
+    let (mut failed, mut point) = (0, 0);
+    while failed < 12 && point < 40 {
+        point += 1;
+        let script = format!(
+            "#!/bin/sh\nexport FOREGATE_SUCCESSOR_OF=$$\nexec 3<&0\n{} \"$@\" <&3 3<&- &\nsleep 0.{:03}\nkill -9 $!\nwait\nexit 1\n",
+            real.display(),
+            point * 3 % 60,
+        );
+        install(&gw, script.as_bytes());
+        let output = gw.operate(&["upgrade"]).await;
+        // One that has taken over and is killed afterwards is a crash like any other.
+        assert!(!output.status.success(), "at point {point} it was too late: {:?}", output.stdout);
+        failed += 1;
+        assert_eq!(pid(&gw).await, old);
+        crowd.goes_on().await;
+    }
+    release.notify_waiters();
+    rest_of(held).await;
+    // And then one that does.
+    install_file(&gw, foregate_tests::binary());
+    gw.told(&["upgrade"]).await;
+    assert_ne!(pid(&gw).await, old);
+    crowd.goes_on().await;
+    crowd.leaves(&vm).await;
+}
+
+#[tokio::test]
+async fn who_is_told_to_end_does_not_wait_for_a_successor() {
+    let vm = holding("a", &Arc::default()).await;
+    let mut gw = before(&vm, "5s").copied("program").start().await;
+    install(&gw, b"#!/bin/sh\nexec sleep 50\n");
+    gw.process.signal(Signal::USR2);
+    let children = format!("/proc/{0}/task/{0}/children", gw.process.id());
+    let child = eventually("it is started", || {
+        std::fs::read_to_string(&children).ok().filter(|text| !text.is_empty())
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    gw.terminate();
+    gw.ended().await;
+    assert!(begun.elapsed().as_secs() < 4, "{:?}", begun.elapsed());
+    // Whoever has it by now may take its time to read how it ended.
+    let state = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+    eventually("nothing is left of it", || {
+        let state = state();
+        (state.is_empty() || state.contains(") Z ")).then_some(())
+    })
+    .await;
+}
+
+/// Wherever on its way it ends: the one before has everything still.
+#[tokio::test]
+async fn a_successor_may_end_at_any_point() {
+    let release = Arc::new(Notify::new());
+    let vm = holding("a", &release).await;
+    let gw = Arc::new(before(&vm, "5s").copied("program").start().await);
+    let (crowd, held) = (Crowd::gather(&gw).await, Held::all(&gw, "shop.test").await);
+    let old = pid(&gw).await;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/successor.py");
+    for (point, complaint) in [
+        ("testament", "signal: 9"),
+        ("sockets", "signal: 9"),
+        ("ready", "signal: 9"),
+        ("take over", "signal: 9"),
+        ("done", "signal: 9"),
+        ("silent", "it takes too long"),
+    ] {
+        let program = format!("#!/bin/sh\nexec python3 -B {} '{point}' \"$@\"\n", script.display());
+        install(&gw, program.as_bytes());
+        let said = gw.refused(&["upgrade"]).await;
+        assert!(said.contains(complaint) && said.contains("goes on as it was"), "{point}: {said}");
+        assert_eq!(pid(&gw).await, old, "{point}");
+        crowd.goes_on().await;
+    }
+    release.notify_waiters();
+    rest_of(held).await;
+    install_file(&gw, foregate_tests::binary());
+    gw.told(&["upgrade"]).await;
+    crowd.goes_on().await;
+    crowd.leaves(&vm).await;
+}
+
+/// The one before is of a version that this one does not know.
+#[tokio::test]
+async fn what_is_not_understood_is_refused() {
+    use std::io::{Read, Write};
+    let (mut channel, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let text = br#"{ "version": 9, "program": "7.0", "spots": [] }"#;
+    channel.write_all(&(text.len() as u32).to_be_bytes()).unwrap();
+    channel.write_all(text).unwrap();
+    let mut command = tokio::process::Command::new(foregate_tests::binary());
+    command
+        .args(["run", "--config", "/nowhere"])
+        .env("FOREGATE_SUCCESSOR_OF", std::process::id().to_string());
+    let output = command.stdin(std::os::fd::OwnedFd::from(theirs)).output().await.unwrap();
+    drop(command);
+    let mut said = Vec::new();
+    channel.read_to_end(&mut said).unwrap();
+    let said = String::from_utf8_lossy(&said[4..]).into_owned();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    for text in [&*said, &*told] {
+        assert!(text.contains("speaks version 9") && text.contains("restart instead"), "{text}");
+    }
+    assert!(said.contains("\"refused\""), "{said}");
+}
