@@ -75,7 +75,7 @@ class Foregate:
         self.http, self.https, self.more = (machine.free_port() for _ in range(3))
         self.ws = echo(self.folder)
         (self.folder / "other").mkdir(exist_ok=True)
-        machine.make_certificate(self.folder / "other", "DNS:localhost,DNS:other.test")
+        machine.make_certificate(self.folder / "other", "DNS:localhost,DNS:*.sites.test,DNS:other.test")
         self.file = self.folder / "change.toml"
         self.write(0)
         self.log = (self.folder / "gateway.log").open("wb")
@@ -176,7 +176,9 @@ class Rival:
         assert self.place in self.text
 
     def reload(self, number):
-        self.file.write_text(self.text.replace(self.place, self.route + self.place) if number % 2 else self.text)
+        new = self.file.with_suffix(".new")
+        new.write_text(self.text.replace(self.place, self.route + self.place) if number % 2 else self.text)
+        new.rename(self.file)
         self.tell()
 
     def end(self):

@@ -239,25 +239,38 @@ async def websockets2(port, over, count):
             self.reader, self.writer = reader, writer
             self.http = H2Connection(H2Configuration(client_side=True, header_encoding=None))
             self.http.initiate_connection()
-            self.said = []
+            self.said, self.rest = [], b""
 
         async def flush(self):
             self.writer.write(self.http.data_to_send())
             await self.writer.drain()
 
+        async def receive(self):
+            """What comes, frame by frame, without GOAWAY: h2 takes that for the end of what has begun too."""
+            data = await asyncio.wait_for(self.reader.read(65536), 10)
+            if not data:
+                return None
+            self.rest += data
+            events = []
+            while len(self.rest) >= 9 and len(self.rest) >= (length := 9 + int.from_bytes(self.rest[:3], "big")):
+                frame, self.rest = self.rest[:length], self.rest[length:]
+                if frame[3] != 7:
+                    events += self.http.receive_data(frame)
+            await self.flush()
+            return events
+
         async def hear(self):
             """The status, data, or None at the end."""
             while not self.said:
-                data = await asyncio.wait_for(self.reader.read(65536), 10)
-                if not data:
+                events = await self.receive()
+                if events is None:
                     return None
-                for event in self.http.receive_data(data):
+                for event in events:
                     if isinstance(event, ResponseReceived):
                         self.said.append(dict(event.headers)[b":status"])
                     elif isinstance(event, DataReceived):
                         self.http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                         self.said.append(event.data or None)
-                    # After GOAWAY what has begun goes on.
                     elif isinstance(event, (StreamEnded, StreamReset)):
                         self.said.append(None)
                 await self.flush()
@@ -266,8 +279,8 @@ async def websockets2(port, over, count):
         async def open(self):
             await self.flush()
             while not self.http.remote_settings.get(SettingCodes.ENABLE_CONNECT_PROTOCOL):
-                self.http.receive_data(await asyncio.wait_for(self.reader.read(65536), 10))
-                await self.flush()
+                if await self.receive() is None:
+                    raise ConnectionError("no settings")
             self.stream = self.http.get_next_available_stream_id()
             fields = [(":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "https"), (":authority", HOST), (":path", "/ws"), ("sec-websocket-version", "13")]
             self.http.send_headers(self.stream, fields)

@@ -97,7 +97,9 @@ class WebSockets:
     def closed(self):
         def is_closed(one):
             try:
-                return one.recv(1) == b""
+                # The end, or a close frame: nothing else is said to them.
+                one.recv(1)
+                return True
             except ssl.SSLWantReadError:
                 return False
 
@@ -161,7 +163,9 @@ def overload(programs):
                 time.sleep(0.1)
             ended = time.time()
             served = sum(count for vm in b for at, count in vm.served() if begun <= at < ended) / (ended - begun)
-            _, _, _, p99 = result(load)
+            # From then on nothing new comes; what has come may still be answered.
+            time.sleep(max(begun + SECONDS - time.time(), 0))
+            load.send_signal(signal.SIGINT)
             over = time.monotonic()
             while True:
                 done, failed, _, slowest = result(users(programs, https, "/b/", 1, 10, 2))
@@ -169,6 +173,7 @@ def overload(programs):
                     break
             # The first second of it belongs to the handshake.
             calm = max(time.monotonic() - over - 2, 0)
+            _, _, _, p99 = result(load)
             best = max(best or 0, served)
             cells = [f"{times} x", f"{served:.0f}", f"{served / best:.2f}", f"{p99:.0f} ms", f"{most:.0f} MiB", f"{calm:.1f} s"]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)

@@ -157,6 +157,28 @@ async fn who_refuses_is_soon_not_asked_any_more() {
     }
 }
 
+/// Who is refused is served elsewhere before anybody notices.
+#[tokio::test]
+async fn a_refusal_costs_no_time() {
+    for version in Version::ALL {
+        let (closed, b) = (closed_port(), origin().named("b").start().await);
+        let refusing = format!("127.0.0.1:{}", closed.port);
+        // It is asked again and again.
+        let gw = with("outlier = \"off\"", &[refusing.clone(), b.address()]).await;
+        let client = gw.client(version, "shop.test").await;
+        let mut late = 0;
+        for _ in 0..100 {
+            let begun = Instant::now();
+            answers(&client, "b").await;
+            late += usize::from(begun.elapsed() > Duration::from_millis(100));
+        }
+        assert!(!gw.log().having(&["backend failed", &refusing]).is_empty());
+        // A machine that is busy with something else is not what this is about.
+        assert!(late < 5, "{version:?}: {late} of 100");
+        gw.stop().await;
+    }
+}
+
 /// An answer that is none.
 #[tokio::test]
 async fn garbage_is_a_failure_too() {

@@ -11,7 +11,8 @@ use std::{
 };
 
 use foregate_tests::{
-    Client, Fields, Gateway, Origin, Version, closed_port, eventually, eventually_async, gateway, get, origin,
+    Authority, Client, Fields, Gateway, Origin, Version, closed_port, eventually, eventually_async, gateway,
+    get, origin,
 };
 
 /// A VM whose `/healthz` answers with a status that can be changed; 0 is silence.
@@ -170,6 +171,51 @@ async fn a_vm_falls_and_rises_by_its_grpc_probe() {
         serving.store(1, Ordering::SeqCst);
         eventually("its rise", || gw.log().having(&["is up"]).pop()).await;
         assert_eq!(gw.request(Version::H2, get("/")).await.status, 200);
+        gw.stop().await;
+    }
+}
+
+/// A probe comes the way requests do.
+#[tokio::test]
+async fn a_vm_falls_and_rises_over_every_protocol() {
+    for (kind, scheme) in
+        [("HTTP/1.1 over TLS", "https"), ("HTTP/2 over TLS", "https"), ("", "h2c"), ("", "h3")]
+    {
+        let status = Arc::new(AtomicU16::new(200));
+        let answer = status.clone();
+        let vm = origin().named("a").on("/healthz", move |call| {
+            let status = answer.load(Ordering::SeqCst);
+            Box::pin(async move { call.reply(status, &Fields::new(), "").await })
+        });
+        let vm = match (scheme, kind) {
+            ("h3", _) => vm.http3("vm.lan", false),
+            ("h2c", _) => vm.http2(),
+            (_, "HTTP/2 over TLS") => vm.tls("vm.lan", false).http2(),
+            _ => vm.tls("vm.lan", false),
+        };
+        let vm = vm.start().await;
+        let tls = if scheme == "h2c" { "" } else { "tls = { ca = \"ca.pem\", server_name = \"vm.lan\" }" };
+        let text = format!(
+            "[sites.\"shop.test\"]\npool = \"vms\"\n[pools.vms]\nbackends = \"{scheme}://{}\"\n{tls}\n\
+             health = {{ http = {{ path = \"/healthz\" }}, {OFTEN} }}\n",
+            vm.address()
+        );
+        let gw = gateway()
+            .named(&["shop.test"])
+            .toml(&text)
+            .file("ca.pem", Authority::shared().pem())
+            .start()
+            .await;
+        let probe = vm.saw("a probe", |request| request.target == "/healthz").await;
+        assert_eq!(probe.http2, kind.starts_with("HTTP/2") || scheme == "h2c", "{scheme} {kind}");
+        for well in [false, true] {
+            status.store(if well { 200 } else { 500 }, Ordering::SeqCst);
+            eventually_async("it is known", || async {
+                let status = gw.request(Version::H2, get("/")).await.status;
+                (status == if well { 200 } else { 503 }).then_some(())
+            })
+            .await;
+        }
         gw.stop().await;
     }
 }

@@ -3,7 +3,13 @@
 // Test code: a broken precondition should stop the test where it stands.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use foregate_tests::{
     Client, Error, Request, Version, eventually, eventually_async, gateway, get, origin, within,
@@ -159,4 +165,44 @@ async fn where_memory_is_short_nobody_new_comes_in() {
         vm.forget();
     }
     gw.stop().await;
+}
+
+/// Whoever is connected is served while others come and come.
+#[tokio::test]
+async fn newcomers_do_not_starve_who_is_there() {
+    let vm = origin().named("a").start().await;
+    let gw = Arc::new(gateway().server("workers", "1").site("shop.test", &vm).start().await);
+    let over = Arc::new(AtomicBool::new(false));
+    let flood: Vec<_> = (0..100)
+        .map(|number| {
+            let (gw, over) = (gw.clone(), over.clone());
+            tokio::spawn(async move {
+                let mut came = 0;
+                while !over.load(Ordering::Relaxed) {
+                    // By TLS and by QUIC, as fast as they are let in.
+                    let version = if number % 2 == 0 { Version::H2 } else { Version::H3 };
+                    came += usize::from(Client::connect(&gw.dial("shop.test"), version).await.is_ok());
+                }
+                came
+            })
+        })
+        .collect();
+    for version in Version::ALL {
+        let client = within("a connection", gw.client(version, "shop.test")).await;
+        let mut took = Vec::new();
+        for _ in 0..20 {
+            let begun = Instant::now();
+            assert_eq!(client.send(&get("/")).await.unwrap().status, 200, "{version:?}");
+            took.push(begun.elapsed());
+        }
+        took.sort();
+        // The flood and the tests beside it have the processors as well.
+        assert!(took[10] < Duration::from_millis(500), "{version:?}: {took:?}");
+    }
+    over.store(true, Ordering::Relaxed);
+    let mut came = 0;
+    for one in flood {
+        came += one.await.unwrap();
+    }
+    assert!(came > 200, "{came}");
 }

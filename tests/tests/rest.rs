@@ -6,7 +6,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -15,7 +15,7 @@ use foregate_tests::{
     Client, Gateway, Lease, Origin, Reply, Version, binary, delete, eventually, eventually_async,
     foreign::Running, gateway, get, head, lease, origin, post, put,
 };
-use tokio::time::sleep;
+use tokio::{sync::Notify, time::sleep};
 
 async fn with(keys: &str, backends: &[String]) -> Gateway {
     let text =
@@ -202,6 +202,45 @@ async fn who_comes_back_starts_slowly() {
     gw.stop().await;
 }
 
+/// So does one that an operator lets work again, or that was set aside.
+#[tokio::test]
+async fn who_was_not_asked_for_a_while_starts_slowly() {
+    let ill = Arc::new(AtomicBool::new(false));
+    let flag = ill.clone();
+    let a = origin().named("a").on("/", move |call| {
+        let ill = flag.load(Ordering::SeqCst);
+        Box::pin(async move { if ill { call.die() } else { call.greet().await } })
+    });
+    let (a, b) = (a.start().await, origin().named("b").start().await);
+    let keys = "slow_start = \"3s\"\noutlier = { consecutive_failures = 2, eject = \"1s\" }";
+    let gw = with(keys, &[a.address(), b.address()]).await;
+    let client = gw.client(Version::H2, "shop.test").await;
+    assert_eq!(share(&client, 200, "a").await, 100, "all start together");
+    sleep(Duration::from_secs(3)).await;
+    let backend = format!("vms/{}", a.address());
+    for drained in [true, false] {
+        if drained {
+            gw.told(&["drain", &backend]).await;
+            assert_eq!(share(&client, 50, "a").await, 0);
+            gw.told(&["undrain", &backend]).await;
+        } else {
+            ill.store(true, Ordering::SeqCst);
+            assert_eq!(share(&client, 50, "a").await, 0);
+            said(&gw, &["is set aside"]).await;
+            ill.store(false, Ordering::SeqCst);
+            eventually_async("it is tried", || async { (share(&client, 10, "a").await > 0).then_some(()) })
+                .await;
+        }
+        let first = share(&client, 200, "a").await;
+        assert!(first < 60, "drained: {drained}: {first} of 100");
+        eventually_async("all of its share", || async {
+            (share(&client, 200, "a").await == 100).then_some(())
+        })
+        .await;
+    }
+    gw.stop().await;
+}
+
 /// The pool sleeps: a request has its VM started, and waits for it with everybody else.
 #[tokio::test]
 async fn a_pool_that_sleeps_is_woken() {
@@ -303,6 +342,53 @@ async fn who_is_slow_is_overtaken() {
             assert!(late.is_err(), "{version:?}");
         }
         assert_eq!(fast.requests().len(), 2, "{version:?}");
+        gw.stop().await;
+    }
+}
+
+/// Where all are slow, not all of it is done twice.
+#[tokio::test]
+async fn hedges_are_a_share_of_what_is_under_way() {
+    const REQUESTS: usize = 60;
+    // A tenth of them is less than what always may be.
+    const TWICE: usize = 10;
+    for version in Version::ALL {
+        let release = Arc::new(Notify::new());
+        let vms = ["a", "b"].map(|name| {
+            let held = release.clone();
+            origin().named(name).on("/", move |call| {
+                let held = held.clone();
+                Box::pin(async move {
+                    held.notified().await;
+                    call.greet().await;
+                })
+            })
+        });
+        let [a, b] = vms;
+        let (a, b) = (a.start().await, b.start().await);
+        let keys = "balance = \"first\"\nretry = { hedge_after = \"200ms\", budget = \"10%\" }";
+        let gw = with(keys, &[a.address(), b.address()]).await;
+        let client = Arc::new(gw.client(version, "shop.test").await);
+        let tasks: Vec<_> = (0..REQUESTS)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.send(&get("/")).await.unwrap().status })
+            })
+            .collect();
+        eventually("all are at the first", || (a.requests().len() == REQUESTS).then_some(())).await;
+        eventually("some are at the second", || (b.requests().len() == TWICE).then_some(())).await;
+        sleep(Duration::from_millis(600)).await;
+        assert_eq!(b.requests().len(), TWICE, "{version:?}");
+        let over = tokio::spawn(async move {
+            loop {
+                release.notify_waiters();
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+        for task in tasks {
+            assert_eq!(task.await.unwrap(), 200, "{version:?}");
+        }
+        over.abort();
         gw.stop().await;
     }
 }

@@ -30,10 +30,11 @@ use foregate_edge::quic::Set;
 use foregate_edge::{Handed, Heritage, Kind};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    SendFlags, recvmsg, sendmsg, sockopt::socket_peercred,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::cli::complain;
 use crate::config::File;
 
 /// What this program says. One that says less understands it all the same: what it does not know it passes over.
@@ -316,31 +317,48 @@ pub(crate) struct Inherited {
     channel: UnixStream,
 }
 
-/// What was said to this process at its start, if it is a successor. Blocks.
+/// What was said to this process at its start, if it is a successor. Blocks. One whose predecessor has ended in the middle of
+/// that is none.
 ///
 /// # Errors
 /// It is one, and cannot do what it is for.
 pub(crate) fn inherit() -> Result<Option<Inherited>, String> {
-    let parent = std::env::var(VARIABLE).ok().and_then(|pid| pid.parse::<i32>().ok());
-    let own = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
-    // The variable may be an old one, from a process further up.
-    if parent.is_none() || parent != own {
+    let predecessor = std::env::var(VARIABLE).ok().and_then(|pid| pid.parse::<i32>().ok());
+    let stdin = io::stdin();
+    // The variable may be an old one, from a process further up. Who has made the channel is told even after its end.
+    let made_by = socket_peercred(stdin.as_fd()).ok().map(|other| other.pid.as_raw_nonzero().get());
+    if predecessor.is_none() || predecessor != made_by {
         return Ok(None);
     }
-    let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
-    receive(UnixStream::from(stdin)).map(Some)
+    let channel = stdin.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
+    let inherited = receive(UnixStream::from(channel));
+    if matches!(inherited, Ok(None)) {
+        // What was on its way there would still be listened on.
+        close_standard_input();
+        complain(
+            "foregate: the process before this one has ended before it handed over; this one starts anew",
+        );
+    }
+    inherited
 }
 
-fn receive(channel: UnixStream) -> Result<Inherited, String> {
+fn close_standard_input() {
+    if let Ok(nothing) = fs::File::open("/dev/null") {
+        // Without it the start tells that the addresses are in use.
+        _ = rustix::stdio::dup2_stdin(nothing);
+    }
+}
+
+fn receive(channel: UnixStream) -> Result<Option<Inherited>, String> {
     let until = Instant::now() + DONE;
     match receive_all(&mut Until(&channel, until)) {
         Ok((testament, heritage, admin)) => {
-            Ok(Inherited { testament, heritage: Some(heritage), admin, channel })
+            Ok(Some(Inherited { testament, heritage: Some(heritage), admin, channel }))
         }
-        Err(reason) => {
-            _ = send_frame(&mut Until(&channel, until), &Word::refused(&reason));
-            Err(format!("this process cannot take over: {reason}"))
-        }
+        Err(reason) => match send_frame(&mut Until(&channel, until), &Word::refused(&reason)) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),
+            _ => Err(format!("this process cannot take over: {reason}")),
+        },
     }
 }
 
@@ -554,7 +572,7 @@ mod tests {
             send_files(&old, &files).unwrap();
             receive_frame::<Word>(&mut old).unwrap()
         });
-        let mut inherited = receive(new).unwrap();
+        let mut inherited = receive(new).unwrap().unwrap();
         assert_eq!(inherited.testament.files()[0].text.len(), 1_000_000);
         let sockets = inherited.heritage.take().unwrap().sockets;
         assert_eq!(sockets.len(), 1, "what nobody knows is closed");
@@ -590,13 +608,19 @@ mod tests {
             let length = u32::try_from(text.len()).unwrap();
             old.write_all(&length.to_be_bytes()).unwrap();
             old.write_all(text.as_bytes()).unwrap();
-            drop(old);
+            old.shutdown(std::net::Shutdown::Write).unwrap();
             receive(new)
         };
-        let known = say(r#"{ "version": 2, "workers": 3, "more": { "than": ["we", "know"] } }"#).unwrap();
+        let known =
+            say(r#"{ "version": 2, "workers": 3, "more": { "than": ["we", "know"] } }"#).unwrap().unwrap();
         assert_eq!((known.testament.workers, known.testament.overrides.len()), (3, 0));
         assert!(say(r#"{ "version": 9, "program": "7.0" }"#).unwrap_err().contains("restart instead"));
         assert!(say("{").is_err());
         assert!(say(r#"{ "version": 1, "spots": [{ "sockets": 1 }] }"#).unwrap_err().contains("the sockets"));
+        // Where nobody is there to be told, it is no successor.
+        let (mut old, new) = UnixStream::pair().unwrap();
+        old.write_all(&[0, 0, 0, 9, b'{']).unwrap();
+        drop(old);
+        assert!(receive(new).unwrap().is_none());
     }
 }

@@ -24,14 +24,19 @@ async fn a_successor_that_fails_changes_nothing() {
         assert_eq!(pid(&gw).await, old);
         crowd.goes_on().await;
     }
+    // Who asks by a signal reads it in the log.
+    let goes_on = || gw.log().having(&["ERROR", "this process goes on"]).len();
+    let before = goes_on();
+    gw.process.signal(Signal::USR2);
+    eventually("it is said", || (goes_on() > before).then_some(())).await;
     // One that is killed at any point of the hand-over.
     let real = gw.folder().join("real");
     copy_program(foregate_tests::binary(), &real);
     let (mut failed, mut point) = (0, 0);
-    while failed < 12 && point < 40 {
+    while failed < 20 && point < 40 {
         point += 1;
         let script = format!(
-            "#!/bin/sh\nexport FOREGATE_SUCCESSOR_OF=$$\nexec 3<&0\n{} \"$@\" <&3 3<&- &\nsleep 0.{:03}\nkill -9 $!\nwait\nexit 1\n",
+            "#!/bin/sh\nexec 3<&0\n{} \"$@\" <&3 3<&- &\nsleep 0.{:03}\nkill -9 $!\nwait\nexit 1\n",
             real.display(),
             point * 3 % 60,
         );
@@ -132,4 +137,46 @@ async fn what_is_not_understood_is_refused() {
         assert!(text.contains("speaks version 9") && text.contains("restart instead"), "{text}");
     }
     assert!(said.contains("\"refused\""), "{said}");
+}
+
+/// What is being started then serves, whether it had heard from the one before or not.
+#[tokio::test]
+async fn the_process_before_may_end_at_any_point() {
+    let vm = holding("a", &Arc::default()).await;
+    for has_heard in [false, true] {
+        let gw = before(&vm, "5s").copied("program").start().await;
+        let slow = format!("#!/bin/sh\nsleep 1\nexec {} \"$@\"\n", foregate_tests::binary().display());
+        install(&gw, slow.as_bytes());
+        gw.process.signal(Signal::USR2);
+        eventually("it is started", || gw.log().having(&["a new process is started"]).pop()).await;
+        // By then the new one has been told everything, and waits to be let.
+        tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+        if has_heard {
+            gw.process.signal(Signal::STOP);
+            eventually("it makes ready", || gw.successors().first().copied()).await;
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        }
+        gw.process.signal(Signal::KILL);
+        for version in Version::ALL {
+            let reply =
+                eventually_async("it serves", || async { gw.try_request(version, &get("/")).await.ok() })
+                    .await;
+            assert_eq!((reply.status, reply.vm()), (200, "a"), "{version:?}");
+        }
+    }
+}
+
+/// Later it is too late to go on as before; what has begun ends well, and the log tells.
+#[tokio::test]
+async fn a_successor_that_ends_later_is_told_of() {
+    let release = Arc::new(Notify::new());
+    let vm = holding("a", &release).await;
+    let mut gw = before(&vm, "20s").start().await;
+    let held = Held::all(&gw, "shop.test").await;
+    gw.told(&["upgrade"]).await;
+    kill_process(*gw.successors().last().unwrap(), Signal::KILL).unwrap();
+    eventually("it is said", || gw.log().having(&["ERROR", "that has taken over has ended"]).pop()).await;
+    release.notify_waiters();
+    rest_of(held).await;
+    assert!(gw.process.wait().await.success());
 }

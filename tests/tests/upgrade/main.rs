@@ -99,9 +99,18 @@ impl Crowd {
 /// What clients of HTTP/2 and HTTP/3 say when they have seen a GOAWAY and did not send the request.
 fn told_to_go(version: Version, why: &str) -> bool {
     !version.is_h1()
-        && ["closing", "GOAWAY", "NO_ERROR", "closed", "H3_NO_ERROR", "goaway", "not a result"]
-            .iter()
-            .any(|word| why.contains(word))
+        && [
+            "closing",
+            "GOAWAY",
+            "REQUEST_REJECTED",
+            "NO_ERROR",
+            "closed",
+            "H3_NO_ERROR",
+            "goaway",
+            "not a result",
+        ]
+        .iter()
+        .any(|word| why.contains(word))
 }
 
 async fn pid(gw: &Gateway) -> i64 {

@@ -63,14 +63,6 @@ async fn what_is_asked_in_between_is_done_by_the_successor() {
     let gw = before(&vm, "1s").copied("program").named(&["new.test"]).start().await;
     let backend = format!("sites.shop.test/{}", vm.address());
     let slow = format!("#!/bin/sh\nsleep 1.5\nexec {} \"$@\"\n", foregate_tests::binary().display());
-    // One who stays connected.
-    let socket = gw.folder().join("admin.sock");
-    let mut stays = tokio::net::UnixStream::connect(&socket).await.unwrap();
-    let status = "GET /status HTTP/1.1\r\nhost: x\r\n\r\n";
-    let mut answer = vec![0; 65536];
-    stays.write_all(status.as_bytes()).await.unwrap();
-    let length = stays.read(&mut answer).await.unwrap();
-    assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
 
     for comes_to_something in [false, true] {
         let old = pid(&gw).await;
@@ -99,12 +91,30 @@ async fn what_is_asked_in_between_is_done_by_the_successor() {
         gw.edit(|text| text.replace("[sites.\"new.test\"]\nrespond = { status = 418 }\n", ""));
         gw.told(&["reload"]).await;
     }
+}
 
+/// A connection to the process before is no way to the one that serves.
+#[tokio::test]
+async fn who_stays_connected_is_told_to_come_anew() {
+    let release = Arc::new(Notify::new());
+    let vm = holding("a", &release).await;
+    let gw = before(&vm, "20s").start().await;
+    // The old process has something to do for a while.
+    let held = Held::begin(gw.client(Version::H2, "shop.test").await, Version::H2).await;
+    let mut stays = tokio::net::UnixStream::connect(gw.folder().join("admin.sock")).await.unwrap();
+    let status = "GET /status HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut answer = vec![0; 65536];
+    stays.write_all(status.as_bytes()).await.unwrap();
+    let length = stays.read(&mut answer).await.unwrap();
+    assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
+    gw.told(&["upgrade"]).await;
     stays.write_all(status.as_bytes()).await.unwrap();
     let mut rest = String::new();
     stays.read_to_string(&mut rest).await.unwrap();
     assert!(rest.starts_with("HTTP/1.1 421") && rest.contains("serves by now"), "{rest}");
     assert!(rest.to_lowercase().contains("connection: close"), "{rest}");
+    release.notify_waiters();
+    held.ends_whole().await;
 }
 
 /// An upgrade is no reason to read the file again; what comes to it afterwards is.

@@ -200,6 +200,9 @@ impl Problems {
     }
 }
 
+/// So many errors are told in full: nobody reads more before mending some of them.
+const TOLD: usize = 100;
+
 /// Every error of a configuration, rendered; displays them in the order of the files, then their number.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -217,10 +220,13 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for error in &self.errors {
+        for error in self.errors.iter().take(TOLD) {
             writeln!(f, "{error}\n")?;
         }
         let count = self.errors.len();
+        if count > TOLD {
+            writeln!(f, "and {} more, which are told once there are fewer\n", count - TOLD)?;
+        }
         write!(f, "{count} error{} in {}", if count == 1 { "" } else { "s" }, self.files)
     }
 }

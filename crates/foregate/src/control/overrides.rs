@@ -3,10 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
-use foregate_routing::Duty;
+use foregate_edge::Live;
+use foregate_routing::{Duty, Endpoint, Member, Pool};
+use http::StatusCode;
 use serde_json::{Value, json};
 
+use super::{Control, Refused, Reply, done};
 use crate::upgrade::Said;
 
 /// By pool and backend.
@@ -110,6 +114,73 @@ impl fmt::Display for Named {
             Duty::Off => "maintenance",
         })
     }
+}
+
+impl Control {
+    /// What a backend is to do as far as operators and the configuration say, and why.
+    pub(super) fn duty_of(&self, pool: &Pool, member: &Member) -> (Option<Duty>, &'static str) {
+        let said = self.overrides.get(&pool.name, &member.name).and_then(|said| said.duty);
+        match (said, member.weight) {
+            (Some(duty), _) => (Some(duty), "an operator said so"),
+            (None, 0) => (Some(Duty::Drain), "its weight is 0"),
+            (None, _) => (None, "it has a weight again"),
+        }
+    }
+
+    pub(super) fn set_duty(&mut self, pool: &str, backend: &str, duty: Option<Duty>, by: &str) -> Reply {
+        let live = self.live.load();
+        let Some(endpoint) = endpoint(&live, pool, backend) else {
+            return match self.overrides.get(pool, backend) {
+                // It has gone, and what was said of it can be taken back all the same.
+                Some(_) if duty.is_none() => {
+                    self.overrides.set_duty(pool, backend, None, by);
+                    Ok(done(format!("{pool}/{backend} is not there; nothing is said of its duty any more")))
+                }
+                _ => Err(self.no_backend(pool, backend)),
+            };
+        };
+        self.overrides.set_duty(pool, backend, duty, by);
+        self.monitor.instruct(&endpoint, duty, &format!("{by} said so"));
+        // Its weight may say something too.
+        self.follow();
+        self.pool(pool)
+    }
+
+    pub(super) fn set_weight(&mut self, pool: &str, backend: &str, weight: Option<u32>, by: &str) -> Reply {
+        let members = self.blueprint.members(pool).unwrap_or_default();
+        if !members.iter().any(|member| &*member.name == backend) {
+            if weight.is_none() && self.overrides.get(pool, backend).is_some() {
+                self.overrides.set_weight(pool, backend, None, by);
+                return Ok(done(format!(
+                    "{pool}/{backend} is not there; nothing is said of its weight any more"
+                )));
+            }
+            return Err(self.no_backend(pool, backend));
+        }
+        self.overrides.set_weight(pool, backend, weight, by);
+        tracing::info!(pool, backend, weight, by, "an operator sets the weight");
+        self.rebuild();
+        self.follow();
+        self.pool(pool)
+    }
+
+    pub(super) fn no_backend(&self, pool: &str, backend: &str) -> Refused {
+        let live = self.live.load();
+        let pools = || live.routing.pools().iter().map(|pool| &*pool.name).collect::<Vec<_>>().join(", ");
+        let message = match live.routing.pools().iter().find(|known| &*known.name == pool) {
+            None => format!("there is no pool {pool}; the pools are {}", pools()),
+            Some(known) => {
+                let names = known.members().iter().map(|member| &*member.name).collect::<Vec<_>>().join(", ");
+                format!("the pool {pool} has no backend {backend}; its backends are {names}")
+            }
+        };
+        Refused::new(StatusCode::NOT_FOUND, message)
+    }
+}
+
+fn endpoint(live: &Live, pool: &str, backend: &str) -> Option<Arc<Endpoint>> {
+    let pool = live.routing.pools().iter().find(|known| &*known.name == pool)?;
+    pool.members().iter().find(|member| &*member.name == backend).map(|member| member.endpoint.clone())
 }
 
 #[cfg(test)]

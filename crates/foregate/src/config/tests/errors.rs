@@ -181,6 +181,15 @@ error: `a` stands twice
 }
 
 #[test]
+fn what_is_wrong_ten_thousand_times_is_told_a_hundred_times() {
+    let body: String = (0..10_000).map(|n| format!("[sites.\"a{n}.test\"]\n")).collect();
+    let report = load_text(&body).unwrap_err().to_string();
+    assert_eq!(report.matches("error: ").count(), 100);
+    assert!(report.contains("and 9900 more,"), "{report}");
+    assert!(report.ends_with("10000 errors in foregate.toml"), "{report}");
+}
+
+#[test]
 fn what_is_reserved_is_not_called_unknown() {
     let body = r#"[admin]
 listen = "off"
