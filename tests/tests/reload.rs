@@ -12,7 +12,7 @@ use foregate_tests::{
     lease, origin, within,
 };
 use futures_util::{SinkExt, StreamExt};
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 use tokio::sync::Notify;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
@@ -451,9 +451,105 @@ async fn one_can_go_back() {
     assert_eq!(answers(&gw, Version::H1).await, "a");
     assert!(gw.refused(&["rollback", "99"]).await.contains("it goes from 1 to "));
     assert!(gw.told(&["diff", "1", "2"]).await.contains("pool app: a removed"));
-    // A start with it says so.
     let history = gw.told(&["history"]).await;
     assert!(history.contains("was rolled back") && history.contains("is served"), "{history}");
+}
+
+/// A start with what was rolled back says so, and what somebody has changed in the history is not gone back to.
+#[tokio::test]
+async fn a_start_looks_at_the_history() {
+    let release = Arc::default();
+    let (a, b) = (holding("a", &release).await, holding("b", &release).await);
+    // Started anew whenever it is killed.
+    let anew = "while :; do \"$0\" \"$@\"; [ $? -gt 128 ] || exit; done";
+    let gw = gateway()
+        .named(&["shop.test"])
+        .toml(&format!("[sites.\"shop.test\"]\npool = \"app\"\n{}", pool(&[&a])))
+        .within(&["sh", "-c", anew])
+        .start()
+        .await;
+    gw.edit(|text| with_pool(&text, &[&b]));
+    gw.told(&["reload"]).await;
+    gw.told(&["rollback"]).await;
+    assert_eq!(answers(&gw, Version::H1).await, "a");
+    let entry = gw.folder().join("state/history/00000001.json");
+    let changed = std::fs::read_to_string(&entry).unwrap().replace("app", "api");
+    std::fs::write(&entry, changed).unwrap();
+
+    kill_process(gw.successors()[0], Signal::KILL).unwrap();
+    eventually("it is said", || gw.log().having(&["WARN", "this configuration was rolled back"]).pop()).await;
+    eventually_async("it serves", || async {
+        let reply = gw.try_request(Version::H1, &get("/")).await.ok()?;
+        (reply.vm() == "b").then_some(())
+    })
+    .await;
+    eventually_async("operators are heard", || async {
+        gw.operate(&["status"]).await.status.success().then_some(())
+    })
+    .await;
+    assert!(gw.told(&["history"]).await.contains("NOT AS IT WAS WRITTEN"));
+    let said = gw.refused(&["rollback", "1"]).await;
+    assert!(said.contains("is not as it was written"), "{said}");
+    assert_eq!(answers(&gw, Version::H1).await, "b");
+}
+
+/// Nobody has to be asked for that: there is nobody who could.
+#[tokio::test]
+async fn a_change_that_loses_all_vms_is_undone() {
+    let a = holding("a", &Arc::default()).await;
+    let closed = foregate_tests::closed_port();
+    let gw = scene(&[&a]).await;
+    let health = "health = { tcp = {}, interval = \"100ms\", fall = 1 }\n";
+    gw.edit(|text| text.replace("[pools.app]\n", &format!("[pools.app]\n{health}")));
+    gw.told(&["reload"]).await;
+    gw.edit(|text| text.replace(&a.address(), &format!("127.0.0.1:{}", closed.port)));
+    gw.told(&["reload", "--confirm", "600s", "--guard"]).await;
+    eventually("it goes back", || gw.log().having(&["no usable backend any more", "going back"]).pop()).await;
+    eventually_async("it is as before", || async {
+        let reply = gw.try_request(Version::H1, &get("/")).await.ok()?;
+        (reply.status == 200).then_some(())
+    })
+    .await;
+}
+
+/// What a reference stands for is told to nobody: not to who asks, and not to the log.
+#[tokio::test]
+async fn secrets_are_not_repeated() {
+    const SECRET: &str = "correct-horse-battery-staple";
+    let a = holding("a", &Arc::default()).await;
+    let gw = gateway()
+        .named(&["shop.test"])
+        .toml(&format!("[sites.\"shop.test\"]\npool = \"app\"\n{}", pool(&[&a])))
+        .file("secret", &format!("{SECRET}\n"))
+        .file("hidden", &format!("{SECRET} = \n"))
+        .start()
+        .await;
+    let text = std::fs::read_to_string(gw.config()).unwrap();
+    for wrong in [
+        "[pools.x]\nbackends = \"{file.secret}\"\n",
+        "[pools.x]\nbackends = \"127.0.0.1:1\"\nhealth = { tcp = {}, interval = \"5{file.secret}\" }\n",
+        "[pools.x]\nbackends = \"127.0.0.1:1\"\nhealth = { http = { path = \"{file.secret}\" } }\n",
+        "[pools.x]\nbackends = \"127.0.0.1:1\"\nbalance = \"{file.secret}\"\n",
+        "[sites.\"{file.secret}\"]\npool = \"app\"\n[sites.x]\nhosts = \"{file.secret}\"\npool = \"nothing\"\n",
+        "[sites.x]\nhosts = \"x.test\"\npool = \"{file.secret}\"\n",
+        "[sites.x]\nhosts = \"x.test\"\nroutes = [{ paths = \"{file.secret}\", pool = \"app\" }]\n",
+        "[sites.x]\nhosts = \"x.test\"\nroutes = [{ paths = \"~[{file.secret}\", pool = \"app\" }]\n",
+        "INCLUDE",
+    ] {
+        gw.edit(|_| match wrong {
+            "INCLUDE" => format!("include = \"hidden\"\n{text}"),
+            wrong => format!("{text}{wrong}"),
+        });
+        let said = gw.refused(&["reload"]).await;
+        assert!(!said.is_empty());
+        for piece in SECRET.split('-') {
+            assert!(!said.contains(piece), "{wrong}: {said}");
+        }
+    }
+    eventually("it is in the log", || (gw.log().having(&["nothing follows"]).len() == 9).then_some(())).await;
+    for piece in SECRET.split('-') {
+        assert!(!gw.log().text().contains(piece), "{}", gw.log().text());
+    }
 }
 
 #[tokio::test]

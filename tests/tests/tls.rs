@@ -5,11 +5,12 @@
 use std::sync::Arc;
 
 use foregate_tests::{
-    ALPN_H1, ALPN_H2, Authority, Client, Dial, Error, Origin, Version, eventually_async, gateway, get, lease,
-    origin,
+    ALPN_H1, ALPN_H2, Authority, Client, Dial, Error, Gateway, Origin, Version, eventually, eventually_async,
+    gateway, get, lease, origin,
 };
 use rustls::{ClientConfig, NamedGroup, version};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
+use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
 fn roots() -> rustls::RootCertStore {
@@ -281,6 +282,115 @@ fn files(folder: &std::path::Path) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Noise on the ports disturbs nobody.
+/// A pair of files as somebody who renews certificates writes it: one after the other, each in one go.
+fn renew(gw: &Gateway, name: &str, host: &str) -> CertificateDer<'static> {
+    let (certificate, key) = Authority::shared().issue(&[host]);
+    for (ending, text) in [("crt", &certificate), ("key", &key)] {
+        let (aside, file) = (gw.folder().join("aside"), gw.folder().join(format!("{name}.{ending}")));
+        std::fs::write(&aside, text).unwrap();
+        std::fs::rename(aside, file).unwrap();
+    }
+    CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()
+}
+
+/// Nobody has to reload, nobody is disturbed, and one broken pair keeps no other back.
+#[tokio::test]
+async fn certificate_files_that_change_are_read_again() {
+    let vm = origin().named("a").start().await;
+    let gw = gateway()
+        .site("a.test", &vm)
+        .site("b.test", &vm)
+        .certificate(&["a.test"])
+        .certificate(&["b.test"])
+        .start()
+        .await;
+    let by_tcp = async |host: &str| shown(&gw.dial(host), only(&[&version::TLS13])).await.unwrap();
+    let by_quic = async |host: &str| {
+        let client = gw.client(Version::H3, host).await;
+        let chain =
+            client.quic().peer_identity().unwrap().downcast::<Vec<CertificateDer<'static>>>().unwrap();
+        chain[0].clone().into_owned()
+    };
+    let follows = async |host: &str, wanted: &CertificateDer<'static>| {
+        eventually_async("it is shown", || async { (by_tcp(host).await == *wanted).then_some(()) }).await;
+        assert_eq!(by_quic(host).await, *wanted, "{host}");
+    };
+    let before = gw.client(Version::H2, "a.test").await;
+    assert_eq!(before.send(&get("/").host("a.test")).await.unwrap().status, 200);
+    let old = by_tcp("b.test").await;
+
+    let new = renew(&gw, "tls0", "a.test");
+    follows("a.test", &new).await;
+    assert_eq!(by_tcp("b.test").await, old);
+
+    std::fs::write(gw.folder().join("tls1.key"), "oops").unwrap();
+    let newer = renew(&gw, "tls0", "a.test");
+    follows("a.test", &newer).await;
+    follows("b.test", &old).await;
+    let told = || gw.log().having(&["tls1.key holds no private key"]).len();
+    let before_long = told();
+    assert!(before_long > 0);
+    // It is told once for each change, however long it stays so.
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert_eq!(told(), before_long);
+    // Whoever reloads is told too, and nothing follows of it.
+    assert!(gw.refused(&["reload"]).await.contains("tls1.key holds no private key"));
+
+    let mended = renew(&gw, "tls1", "b.test");
+    follows("b.test", &mended).await;
+    assert_eq!(before.send(&get("/").host("a.test")).await.unwrap().status, 200);
+    assert_eq!(before.dialed(), 1, "who is connected stays so");
+    assert_eq!(gw.told(&["history"]).await.lines().count(), 2, "it is the same configuration");
+
+    let listed = gw.told(&["certificates"]).await;
+    assert!(listed.contains("foregate tests") && listed.contains("tls0.crt"), "{listed}");
+    let listed: Value = serde_json::from_str(&gw.told(&["certificates", "--json"]).await).unwrap();
+    let one = listed.as_array().unwrap().iter().find(|one| one["shown_for"][0] == "a.test").unwrap();
+    assert_eq!((&one["source"], &one["names"][0]), (&"file".into(), &"a.test".into()), "{one}");
+    assert!(one["expires_in_days"].as_u64().unwrap() > 300, "{one}");
+    gw.stop().await;
+}
+
+#[tokio::test]
+async fn who_has_not_renewed_is_told() {
+    let vm = origin().start().await;
+    let pair = |days: i64| {
+        let mut params = rcgen::CertificateParams::new(vec![format!("d{}.test", days.abs())]).unwrap();
+        let now = std::time::SystemTime::now();
+        let day = |days: i64| match u64::try_from(days) {
+            Ok(days) => now + std::time::Duration::from_secs(days * 86_400),
+            Err(_) => now - std::time::Duration::from_secs(days.unsigned_abs() * 86_400),
+        };
+        (params.not_before, params.not_after) = (day(-90).into(), day(days).into());
+        let key = rcgen::KeyPair::generate().unwrap();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    };
+    let ((expired, its_key), (expires, other_key)) = (pair(-1), pair(5));
+    let text = "[[tls.certificates]]\ncert = \"expired.crt\"\nkey = \"expired.key\"\n\
+        [[tls.certificates]]\ncert = \"expires.crt\"\nkey = \"expires.key\"\n";
+    let gw = gateway()
+        .site("shop.test", &vm)
+        .certificate(&[])
+        .toml("[sites.\"d1.test\"]\nrespond = { status = 418 }\n")
+        .toml(text)
+        .tls("self_signed = true\n")
+        .file("expired.crt", &expired)
+        .file("expired.key", &its_key)
+        .file("expires.crt", &expires)
+        .file("expires.key", &other_key)
+        .start()
+        .await;
+    for words in [
+        ["expired.crt has expired on", "clients refuse it"],
+        ["ERROR", "certificate for d1.test has expired"],
+        ["WARN", "certificate for d5.test is about to expire"],
+    ] {
+        eventually("it is said", || gw.log().having(&words[..1]).first().cloned()).await;
+        eventually("it is said", || gw.log().having(&words[1..]).first().cloned()).await;
+    }
+    gw.stop().await;
+}
+
 #[tokio::test]
 async fn garbage_is_survived() {
     let vm = origin().start().await;

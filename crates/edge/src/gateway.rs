@@ -236,6 +236,10 @@ impl Gateway {
         self.listening = std::mem::take(&mut plan.listening);
         // What is new listens before what is old is left: they may share a socket.
         let mut failed = self.begin().await;
+        if !self.listeners.is_alone() {
+            // What the process before is leaving may have come to this one just now.
+            self.listeners.take_over();
+        }
         let left = vec![self.listeners.commit(plan, limit); self.workers()];
         failed.extend(self.have(left, |left, report| Order::Leave(left, limit, report)).await);
         self.look();

@@ -158,7 +158,7 @@ async fn run<IO>(
                 if closes {
                     return Poll::Ready(None);
                 }
-                return rest.poll(cx, peer, timeouts.keep_alive).map(|()| None);
+                return rest.poll(cx, peer, timeouts.keep_alive, false).map(|()| None);
             }
             if deadline.poll(cx, timeouts.keep_alive).is_ready() {
                 leaving = Some(Rest::new(unsent, false));
@@ -185,8 +185,10 @@ async fn run<IO>(
     if let Some(rest) = leaving.as_mut().filter(|rest| said_all && rest.busy) {
         poll_fn(|cx| {
             closes = closes || closing.as_mut().poll(cx).is_ready();
-            rest.unsent.take_leave();
-            if closes { Poll::Ready(()) } else { rest.poll(cx, peer, timeouts.keep_alive) }
+            if rest.unsent.take_leave() {
+                rest.goodbye.clear();
+            }
+            if closes { Poll::Ready(()) } else { rest.poll(cx, peer, timeouts.keep_alive, true) }
         })
         .await;
     }
@@ -223,12 +225,17 @@ impl Rest {
     }
 
     /// Waits until nothing of it is left, or the client has taken nothing of it for so long, and then for the client to say
-    /// goodbye.
-    fn poll(&mut self, cx: &mut Context<'_>, peer: &Peer, stalled: Option<Duration>) -> Poll<()> {
+    /// goodbye. One that was told all, and only does not hang up, is no reason for a drain to wait.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        peer: &Peer,
+        stalled: Option<Duration>,
+        said_all: bool,
+    ) -> Poll<()> {
         if !self.busy {
             return self.goodbye.poll(cx, Some(GOODBYE));
         }
-        self.running.get_or_insert_with(|| peer.listener.begin());
         loop {
             if self.unsent.is_over() {
                 return Poll::Ready(());
@@ -240,9 +247,18 @@ impl Rest {
             if left != std::mem::replace(&mut self.left, left) {
                 self.stalled.clear();
             }
+            if left == 0 && said_all {
+                self.running = None;
+            } else {
+                self.running.get_or_insert_with(|| peer.listener.begin());
+            }
             // What its system has its program still has to read, which may be slow.
-            let waits = if left == 0 { &mut self.goodbye } else { &mut self.stalled };
-            if waits.poll(cx, stalled).is_ready() {
+            let (waits, long) = match left {
+                0 if said_all => (&mut self.goodbye, Some(GOODBYE)),
+                0 => (&mut self.goodbye, stalled),
+                _ => (&mut self.stalled, stalled),
+            };
+            if waits.poll(cx, long).is_ready() {
                 return Poll::Ready(());
             }
             if self.look.poll(cx, Some(LOOK)).is_pending() {

@@ -2,12 +2,14 @@
 //! QUIC that present them.
 
 mod certificate;
+mod facts;
 mod server;
 mod sessions;
 mod store;
 mod tickets;
 
 pub use certificate::{Certificate, CertificateError};
+pub use facts::Facts;
 pub(crate) use server::TlsServer;
 pub use store::CertificateStore;
 pub use tickets::{ROTATION, TicketKey, Tickets};

@@ -90,6 +90,12 @@ struct Socket {
     inode: Option<u64>,
 }
 
+impl Socket {
+    fn is_ours(&mut self) {
+        self.inode = fs::metadata(&self.path).ok().map(|found| found.ino());
+    }
+}
+
 impl Drop for Socket {
     fn drop(&mut self) {
         if fs::metadata(&self.path).is_ok_and(|found| Some(found.ino()) == self.inode) {
@@ -174,6 +180,13 @@ impl Server {
         Some((self.place(), socket))
     }
 
+    /// There is no process before this one any more that might go on.
+    pub(crate) fn is_alone(&mut self) {
+        if let Some(socket) = self.task.as_mut().and_then(|task| task.socket.as_mut()) {
+            socket.is_ours();
+        }
+    }
+
     /// A successor listens there by now. Who is connected is still answered.
     pub(crate) fn hand_over(&mut self) {
         self.listen = Listen::Off;
@@ -235,6 +248,7 @@ fn reason(error: &io::Error) -> String {
 
 /// The socket that is there, or a new one in the place of one that nobody listens on any more.
 fn bind_unix(path: &Path, inherited: Option<OwnedFd>) -> io::Result<Bound> {
+    let is_inherited = inherited.is_some();
     let listener = match inherited {
         Some(socket) => {
             let listener = std::os::unix::net::UnixListener::from(socket);
@@ -251,8 +265,12 @@ fn bind_unix(path: &Path, inherited: Option<OwnedFd>) -> io::Result<Bound> {
             listener
         }
     };
-    let inode = fs::metadata(path).ok().map(|found| found.ino());
-    Ok(Bound::Unix(listener, Socket { path: path.to_owned(), inode }))
+    let mut socket = Socket { path: path.to_owned(), inode: None };
+    // One that is inherited is the other process's until that has gone.
+    if !is_inherited {
+        socket.is_ours();
+    }
+    Ok(Bound::Unix(listener, socket))
 }
 
 /// Removes a socket that nobody listens on any more, and nothing else.

@@ -8,13 +8,16 @@ mod diff;
 mod history;
 mod overrides;
 mod reload;
+mod renewal;
 mod report;
 mod successor;
 mod watch;
 
+use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -43,12 +46,16 @@ use self::history::{History, Written};
 pub(crate) use self::overrides::Overrides;
 pub(crate) use self::reload::Terms;
 use self::reload::{Job, Probation};
+use self::renewal::{Pairs, Renewal};
 use self::successor::{Heir, Predecessor, Raising};
 pub(crate) use self::watch::Watch;
 use self::watch::Watching;
 
 /// So long the start waits for what is looked up.
 const FIRST_LOOKUPS: Duration = Duration::from_secs(3);
+
+/// For so long operators still find a process that has nothing else to do.
+const LATE: Duration = Duration::from_millis(100);
 
 /// Where the configuration came from.
 #[derive(Clone, Debug)]
@@ -82,6 +89,8 @@ pub(crate) enum Request {
     },
     Rollback(Option<u64>),
     Confirm,
+    /// Certificates as their files are now.
+    Renew,
     Upgrade,
     Duty {
         pool: String,
@@ -103,6 +112,7 @@ impl Request {
             | Request::Put { .. }
             | Request::Rollback(_)
             | Request::Confirm
+            | Request::Renew
             | Request::Upgrade
             | Request::Duty { .. }
             | Request::Weight { .. } => true,
@@ -173,6 +183,9 @@ pub(crate) struct Control {
     probation: Option<Probation>,
     /// None once it drains.
     watching: Option<Watching>,
+    pairs: Pairs,
+    /// None once it drains.
+    renewal: Option<Renewal>,
     /// Second by second, the requests answered so far, and those of them with a 5xx.
     answers: VecDeque<(u64, u64)>,
     admin: Server,
@@ -253,6 +266,8 @@ impl Control {
             history,
             probation: None,
             watching: None,
+            pairs: Rc::new(RefCell::new(loaded.pairs.into())),
+            renewal: None,
             answers: VecDeque::new(),
             admin,
             store: Store::default(),
@@ -283,6 +298,9 @@ impl Control {
             control.rebuild();
         }
         successor::believe(&control.live.load(), &verdicts);
+        if let Some(testament) = testament {
+            successor::remember(&control.live.load(), &testament.memories);
+        }
         control.follow();
         Ok((control, live, concerns, inbox))
     }
@@ -313,7 +331,13 @@ impl Control {
             Err(reason) if succeeds => tracing::error!("this gateway cannot be administrated: {reason}"),
             opened => opened?,
         }
+        if self.predecessor.is_none() {
+            self.admin.is_alone();
+        }
         self.remember_admin();
+        if matches!(self.origin, Origin::File(_)) {
+            self.renewal = Some(Renewal::begin(self.pairs.clone(), self.live.clone(), self.asks.clone()));
+        }
         self.running.number = match self.origin {
             Origin::File(_) => self.history.add(&self.running.written, "start", "start"),
             Origin::Made => 0,
@@ -353,7 +377,7 @@ impl Control {
                     // The workers have gone; the end is near.
                     None => tokio::time::sleep(Duration::from_secs(1)).await,
                 },
-                Some(ask) = inbox.asks.recv(), if job.is_none() => match (&self.successor, &ask.request) {
+                Some(ask) = inbox.asks.recv(), if job.is_none() || self.successor.is_some() => match (&self.successor, &ask.request) {
                     (Some(heir), _) => heir.is_asked(ask),
                     // Who knows whose change that would be.
                     (None, request) if raising.is_some() && request.changes() => later.push(ask),
@@ -369,7 +393,16 @@ impl Control {
                         {
                             heir.tell(told);
                         }
-                        later.drain(..).for_each(|ask| _ = self.asks.send(ask));
+                        // In the order in which they came.
+                        while let Ok(ask) = inbox.asks.try_recv() {
+                            later.push(ask);
+                        }
+                        for ask in later.drain(..) {
+                            match &self.successor {
+                                Some(heir) => heir.is_asked(ask),
+                                None => _ = self.asks.send(ask),
+                            }
+                        }
                         answered(reply, handed_over);
                         if self.successor.is_some() && drained.is_none() {
                             match self.drain("upgrade", true) {
@@ -419,15 +452,30 @@ impl Control {
                         tracing::info!("{name}: draining already; once more ends it at once");
                     }
                 },
-                done = over(&mut drained) => return match done {
-                    Ok(()) => {
-                        tracing::info!("drained");
-                        Exit::Done
-                    }
-                    Err(_) => failed("the drain did not come to its end"),
-                },
+                done = over(&mut drained), if job.is_none() => {
+                    self.send_on(&mut inbox).await;
+                    return match done {
+                        Ok(()) => {
+                            tracing::info!("drained");
+                            Exit::Done
+                        }
+                        Err(_) => failed("the drain did not come to its end"),
+                    };
+                }
             }
         }
+    }
+
+    /// Whoever has come to this process at its very end is told where to go.
+    async fn send_on(&self, inbox: &mut Inbox) {
+        let Some(heir) = &self.successor else { return };
+        let late = async {
+            while let Some(ask) = inbox.asks.recv().await {
+                heir.is_asked(ask);
+            }
+        };
+        // Connections are read, and answers written, beside this.
+        _ = timeout(LATE, late).await;
     }
 
     fn ask(&self, by: &str, request: Request) {
@@ -444,7 +492,7 @@ impl Control {
         }
         tracing::info!("{name}: draining, at most {:?}", self.live.load().settings.timeouts.drain);
         let gateway = self.gateway.take();
-        self.watching = None;
+        (self.watching, self.renewal) = (None, None);
         thread::Builder::new().name("drain".to_owned()).spawn(move || {
             gateway.into_iter().for_each(|gateway| gateway.drain(handed_over));
             _ = done.send(());
@@ -475,6 +523,7 @@ impl Control {
             Request::Validate(text) => return self.validate(text, reply),
             Request::Reload(terms) => return self.reload(terms, by, reply),
             Request::Put { text, save, terms } => return self.put(text, save, terms, by, reply),
+            Request::Renew => return self.renew(by, reply),
             Request::Rollback(to) => return self.roll_back(to, by, reply),
         };
         answered(reply, answer);

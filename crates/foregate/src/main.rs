@@ -21,6 +21,8 @@ mod log;
 #[cfg(target_os = "linux")]
 mod operate;
 #[cfg(target_os = "linux")]
+mod pair;
+#[cfg(target_os = "linux")]
 mod proxy;
 #[cfg(target_os = "linux")]
 mod run;

@@ -20,7 +20,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const VALIDITY: Duration = DAY.saturating_mul(90);
 
 /// With less than this left a new one is made at the next start or reload.
-const RENEWAL: Duration = DAY.saturating_mul(30);
+pub(crate) const RENEWAL: Duration = DAY.saturating_mul(30);
 
 /// Clocks of development machines disagree; a certificate that is not valid yet helps nobody.
 const BACKDATED: Duration = DAY;

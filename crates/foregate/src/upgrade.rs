@@ -36,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::complain;
 use crate::config::File;
+use crate::pair::Look;
 
 /// What this program says. One that says less understands it all the same: what it does not know it passes over.
 const VERSION: u32 = 1;
@@ -72,6 +73,7 @@ pub(crate) struct Testament {
     files: Vec<(String, String)>,
     pub(crate) overrides: Vec<Said>,
     pub(crate) verdicts: Vec<Verdict>,
+    pub(crate) memories: Vec<Remembered>,
     /// The VMs that were looked up.
     pub(crate) looked_up: Vec<LookedUp>,
     /// What sticky cookies are made with, if no file says so. Hexadecimal digits.
@@ -104,8 +106,8 @@ pub(crate) struct LookedUp {
     pub(crate) members: Vec<(SocketAddr, u32, u32)>,
 }
 
-/// A file that is watched, and what tells its state from another: device, inode, length and time of the last change.
-pub(crate) type Seen = (String, Option<(u64, u64, u64, i64, i64)>);
+/// A file that is watched, as it was.
+pub(crate) type Seen = (String, Look);
 
 /// What an operator has said of a backend.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -126,6 +128,20 @@ pub(crate) struct Verdict {
     pub(crate) pool: String,
     pub(crate) address: String,
     pub(crate) up: bool,
+}
+
+/// What else is known of a VM.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Remembered {
+    pub(crate) pool: String,
+    pub(crate) address: String,
+    /// For how much longer it is set aside.
+    pub(crate) aside_ms: Option<u64>,
+    pub(crate) ejections: u32,
+    pub(crate) latency_s: f64,
+    /// For how long it has warmed up, if it is not warm.
+    pub(crate) warming_ms: Option<u64>,
 }
 
 /// What one says to the other afterwards.
@@ -324,10 +340,13 @@ pub(crate) struct Inherited {
 /// It is one, and cannot do what it is for.
 pub(crate) fn inherit() -> Result<Option<Inherited>, String> {
     let predecessor = std::env::var(VARIABLE).ok().and_then(|pid| pid.parse::<i32>().ok());
+    if predecessor.is_none() {
+        return Ok(None);
+    }
     let stdin = io::stdin();
     // The variable may be an old one, from a process further up. Who has made the channel is told even after its end.
     let made_by = socket_peercred(stdin.as_fd()).ok().map(|other| other.pid.as_raw_nonzero().get());
-    if predecessor.is_none() || predecessor != made_by {
+    if predecessor != made_by {
         return Ok(None);
     }
     let channel = stdin.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
@@ -435,10 +454,21 @@ impl Until<'_> {
 }
 
 impl Until<'_> {
-    /// Whether the other side is still there after so long. It says nothing meanwhile.
+    /// Whether the other side is still there after so long.
     fn stays_open(&mut self, long: Duration) -> bool {
         self.1 = Instant::now() + long;
-        !matches!(self.read(&mut [0]), Ok(0)) && self.left().is_err()
+        loop {
+            match self.read(&mut [0]) {
+                Ok(0) => return false,
+                // What a later version may say is not for us.
+                Ok(_) => {}
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => return true,
+                    _ => return false,
+                },
+            }
+        }
     }
 }
 

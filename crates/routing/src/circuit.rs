@@ -194,6 +194,26 @@ impl Circuit {
         }
     }
 
+    /// For how much longer the VM is set aside, if it is, and how often it was, for another process.
+    pub(crate) fn standing(&self, now: u64) -> (Option<Duration>, u32) {
+        let until = self.until.load(Ordering::Relaxed);
+        let left = (until != 0).then(|| Duration::from_nanos(until.saturating_sub(now)));
+        (left, self.ejections.load(Ordering::Relaxed))
+    }
+
+    /// Goes on where another process was.
+    pub(crate) fn resume(&self, (left, ejections): (Option<Duration>, u32), now: u64) {
+        self.ejections.store(ejections, Ordering::Relaxed);
+        match left {
+            Some(left) => {
+                self.opened.fetch_add(1, Ordering::Relaxed);
+                self.until.store(later(now, left), Ordering::Relaxed);
+            }
+            // It may have been so until just now.
+            None => self.closed.store(now, Ordering::Relaxed),
+        }
+    }
+
     /// Something else has found the VM well: what was before is over.
     pub(crate) fn forget(&self) {
         for counter in [&self.failures, &self.cuts, &self.ejections] {

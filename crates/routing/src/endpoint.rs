@@ -93,6 +93,19 @@ pub struct Vitals {
     observed_at: AtomicU64,
 }
 
+/// What a process knows of an endpoint beside its state, for the process after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Memory {
+    /// For how much longer live traffic has set it aside, if it has.
+    pub aside: Option<Duration>,
+    /// How often it has lately.
+    pub ejections: u32,
+    /// Seconds, as of now; 0: nothing was observed.
+    pub latency: f64,
+    /// For how long it has warmed up; none: it is warm.
+    pub warming: Option<Duration>,
+}
+
 /// After this long without a sample an old latency counts 1/e of what it was: long enough to remember a slow
 /// VM for some requests, short enough to give it another chance (the value of Finagle's peak EWMA).
 const DECAY_SECONDS: f64 = 10.0;
@@ -221,6 +234,23 @@ impl Vitals {
     pub fn latency(&self, now_nanos: u64) -> f64 {
         let average = f64::from_bits(self.latency.load(Ordering::Relaxed));
         if average == 0.0 { 0.0 } else { average * self.decay(now_nanos) }
+    }
+
+    /// For another process.
+    pub fn memory(&self, now_nanos: u64) -> Memory {
+        let (aside, ejections) = self.circuit.standing(now_nanos);
+        let (latency, warming) = (self.latency(now_nanos), self.share.warming(now_nanos));
+        Memory { aside, ejections, latency, warming }
+    }
+
+    /// Goes on with what another process knew.
+    pub fn remember(&self, memory: &Memory, now_nanos: u64) {
+        self.circuit.resume((memory.aside, memory.ejections), now_nanos);
+        self.share.resume(memory.warming, now_nanos);
+        if memory.latency > 0.0 {
+            self.latency.store(memory.latency.to_bits(), Ordering::Relaxed);
+            self.observed_at.store(now_nanos, Ordering::Relaxed);
+        }
     }
 
     /// The share of the average that is left at `now_nanos`. A caller whose clock reading is older than the

@@ -37,7 +37,7 @@ pub use alarm::{Alarm, Sleep};
 pub use balance::{Balance, UnknownBalance};
 pub use circuit::{Entry, Mark, Outlier};
 pub use duty::Duty;
-pub use endpoint::{Address, Endpoint, InFlight, State, Vitals};
+pub use endpoint::{Address, Endpoint, InFlight, Memory, State, Vitals};
 pub use host::{HostError, HostPattern, normalise_host};
 pub use path::{PathError, PathPattern, normalise_path};
 pub use pool::{

@@ -32,6 +32,24 @@ impl Share {
         self.since.store(FROM_NOW, Ordering::Relaxed);
     }
 
+    /// For how long it has warmed up; none: it is warm.
+    pub(crate) fn warming(&self, now: u64) -> Option<Duration> {
+        match self.since.load(Ordering::Relaxed) {
+            0 => None,
+            FROM_NOW => Some(Duration::ZERO),
+            since => Some(Duration::from_nanos(now.saturating_sub(since))),
+        }
+    }
+
+    /// Goes on where another process was.
+    pub(crate) fn resume(&self, warming: Option<Duration>, now: u64) {
+        let since = |passed: Duration| {
+            let passed = u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX);
+            now.saturating_sub(passed).max(1)
+        };
+        self.since.store(warming.map_or(0, since), Ordering::Relaxed);
+    }
+
     /// The VM asks for this part of its weight, of [`FULL`].
     pub(crate) fn ask(&self, share: u32) {
         self.asked.store(share.clamp(LEAST, FULL), Ordering::Relaxed);

@@ -2,6 +2,8 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use foregate_tests::{Authority, origin};
+
 use super::*;
 
 #[tokio::test]
@@ -62,7 +64,12 @@ async fn what_is_asked_in_between_is_done_by_the_successor() {
     let vm = holding("a", &Arc::default()).await;
     let gw = before(&vm, "1s").copied("program").named(&["new.test"]).start().await;
     let backend = format!("sites.shop.test/{}", vm.address());
-    let slow = format!("#!/bin/sh\nsleep 1.5\nexec {} \"$@\"\n", foregate_tests::binary().display());
+    let ready = gw.folder().join("ready");
+    let slow = format!(
+        "#!/bin/sh\nwhile ! [ -e {} ]; do sleep 0.05; done\nexec {} \"$@\"\n",
+        ready.display(),
+        foregate_tests::binary().display()
+    );
 
     for comes_to_something in [false, true] {
         let old = pid(&gw).await;
@@ -70,14 +77,22 @@ async fn what_is_asked_in_between_is_done_by_the_successor() {
         install(&gw, if comes_to_something { &slow } else { &failing }.as_bytes());
         let weight = if comes_to_something { "7" } else { "3" };
         let upgrade = gw.operate(&["upgrade"]);
+        let begun = gw.log().having(&["a new process is started"]).len();
         let meanwhile = async {
-            tokio::time::sleep(std::time::Duration::from_millis(400)).await;
-            let begun = std::time::Instant::now();
+            let is_started = || (gw.log().having(&["a new process is started"]).len() > begun).then_some(());
+            eventually("it is started", is_started).await;
             assert!(gw.told(&["status"]).await.contains(&old.to_string()));
-            assert!(begun.elapsed().as_millis() < 900, "{:?}", begun.elapsed());
             gw.edit(|text| text + "\n# more\n[sites.\"new.test\"]\nrespond = { status = 418 }\n");
             gw.process.signal(Signal::HUP);
-            gw.told(&["weight", &backend, weight]).await;
+            let weigh = ["weight", &backend, weight];
+            let weighs = gw.told(&weigh);
+            let goes_on = async {
+                // By then it has been asked.
+                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                std::fs::write(&ready, "").unwrap();
+            };
+            tokio::join!(weighs, goes_on);
+            std::fs::remove_file(&ready).unwrap();
         };
         let (upgraded, ()) = tokio::join!(upgrade, meanwhile);
         assert_eq!(upgraded.status.success(), comes_to_something);
@@ -187,4 +202,90 @@ async fn a_full_disk_stops_nobody() {
             assert!(!kept.contains("NOT AS IT WAS"), "{kept}");
         }
     }
+}
+
+/// Who was set aside or had to rest is not asked again because another process serves, and visitors find their VM.
+#[tokio::test]
+async fn vms_are_known_to_the_successor() {
+    let ill = origin().named("ill").on("/", |call| Box::pin(async move { call.die() })).start().await;
+    let (well, rests) = (origin().named("well").start().await, origin().named("rests").start().await);
+    let backends = [ill.address(), well.address(), rests.address()];
+    let text = format!(
+        "[sites.\"shop.test\"]\npool = \"vms\"\n[pools.vms]\nbackends = {backends:?}\nsticky = {{ cookie = \"vm\" }}\n\
+         outlier = {{ consecutive_failures = 2, eject = \"600s\" }}\n"
+    );
+    let gw = gateway().server("workers", "2").named(&["shop.test"]).toml(&text).start().await;
+    // From then on operators are heard.
+    pid(&gw).await;
+    gw.told(&["drain", &format!("vms/{}", rests.address())]).await;
+    let mut cookie = String::new();
+    for _ in 0..12 {
+        let reply = gw.request(Version::H2, get("/")).await;
+        assert_eq!((reply.status, reply.vm()), (200, "well"));
+        cookie = reply.field("set-cookie").split(';').next().unwrap().to_owned();
+    }
+    eventually("it is set aside", || gw.log().having(&["is set aside"]).pop()).await;
+    gw.told(&["upgrade"]).await;
+    is_alone(&gw).await;
+    let asked = (ill.requests().len(), rests.requests().len());
+    for version in Version::ALL {
+        for _ in 0..6 {
+            let reply = gw.request(version, get("/").field("cookie", &cookie)).await;
+            assert_eq!((reply.status, reply.vm()), (200, "well"), "{version:?}");
+            assert!(!reply.fields.has("set-cookie"), "the cookie is as good as before");
+        }
+    }
+    assert_eq!((ill.requests().len(), rests.requests().len()), asked);
+    let pools = gw.told(&["pools", "--json"]).await;
+    assert!(pools.contains("\"set_aside\": true"), "{pools}");
+    assert!(gw.told(&["status"]).await.contains("drain"), "{pools}");
+}
+
+/// The process is killed, and somebody starts it anew.
+#[tokio::test]
+async fn after_a_crash_what_is_kept_is_used() {
+    let release = Arc::new(Notify::new());
+    let vm = holding("a", &release).await;
+    let closed = foregate_tests::closed_port();
+    let text = format!(
+        "[sites.\"down.test\"]\npool = \"down\"\n[pools.down]\nbackends = \"127.0.0.1:{}\"\n\
+         health = {{ tcp = {{}}, interval = \"200ms\", fall = 2 }}\n",
+        closed.port
+    );
+    let anew = "while :; do \"$0\" \"$@\"; [ $? -gt 128 ] || exit; done";
+    let gw = before(&vm, "5s").named(&["down.test"]).toml(&text).within(&["sh", "-c", anew]).start().await;
+    let kept = gw.folder().join("state/verdicts.json");
+    let config = Authority::shared().client(&[b"http/1.1"]);
+    let handshake = async || {
+        let mut stream = gw.dial("shop.test").tls_with(config.clone()).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: shop.test\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        stream.get_ref().1.handshake_kind().unwrap()
+    };
+    assert_eq!(handshake().await, rustls::HandshakeKind::Full);
+    assert_eq!(handshake().await, rustls::HandshakeKind::Resumed);
+    // Every quarter of a minute.
+    eventually("it is kept", || kept.exists().then_some(())).await;
+    let held = Held::begin(gw.client(Version::H3, "shop.test").await, Version::H3).await;
+
+    let listens = || gw.process.out.having(&["listening on "]).len();
+    let before = listens();
+    kill_process(gw.successors()[0], Signal::KILL).unwrap();
+    eventually("it listens again", || (listens() == 2 * before).then_some(())).await;
+    // A client of the dead connection is told at once, whoever asks first.
+    let (begun, quic) = (std::time::Instant::now(), held.client.quic());
+    if let Ok((mut send, _)) = quic.open_bi().await {
+        _ = send.write_all(b"anybody?").await;
+    }
+    let reason = within("an end", quic.closed()).await.to_string();
+    assert!(
+        reason.contains("reset") && begun.elapsed().as_millis() < 1000,
+        "{reason}, {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(handshake().await, rustls::HandshakeKind::Resumed);
+    assert_eq!(gw.request(Version::H1, get("/").host("down.test")).await.status, 503);
+    assert_eq!(gw.log().having(&["backend failed"]), [""; 0], "nobody tried it");
 }

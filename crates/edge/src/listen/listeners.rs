@@ -141,6 +141,11 @@ impl Listeners {
         self.bound.iter().filter(|bound| bound.spot.kind != Kind::Http3).map(Bound::handed).collect()
     }
 
+    /// No other process has a set.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone
+    }
+
     pub(crate) fn set(&self) -> Set {
         self.set
     }

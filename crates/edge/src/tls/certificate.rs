@@ -9,10 +9,13 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
+use super::Facts;
+
 /// A certificate chain, its private key and the names it is good for.
 pub struct Certificate {
     key: Arc<CertifiedKey>,
     names: Vec<String>,
+    facts: Option<Facts>,
     covers_all: bool,
 }
 
@@ -63,6 +66,18 @@ impl Certificate {
         leaf.verify_is_valid_for_subject_name(&name).is_ok()
     }
 
+    /// Who has issued it, and how long it is good, if that can be read.
+    #[must_use]
+    pub fn facts(&self) -> Option<&Facts> {
+        self.facts.as_ref()
+    }
+
+    /// Whether it was made for development.
+    #[must_use]
+    pub fn is_self_signed(&self) -> bool {
+        self.covers_all
+    }
+
     /// The SHA-256 of the server's own certificate, in hexadecimal digits.
     #[must_use]
     pub fn fingerprint(&self) -> String {
@@ -90,6 +105,7 @@ impl Certificate {
             .collect::<Result<_, _>>()
             .map_err(|error| (Which::Chain, Problem::Pem(error)))?;
         let leaf = chain.first().ok_or((Which::Chain, Problem::Empty))?;
+        let facts = Facts::of(leaf);
         let names = webpki::EndEntityCert::try_from(leaf)
             .map_err(|error| (Which::Chain, Problem::X509(error)))?
             .valid_dns_names()
@@ -109,7 +125,7 @@ impl Certificate {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
             Err(_) => return Err((Which::Key, Problem::Mismatch)),
         }
-        Ok(Certificate { key: Arc::new(key), names, covers_all: false })
+        Ok(Certificate { key: Arc::new(key), names, facts, covers_all: false })
     }
 }
 

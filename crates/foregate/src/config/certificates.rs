@@ -15,19 +15,31 @@ use super::sites::{SiteDraft, SiteLayer};
 use super::source::Place;
 use super::suggest;
 use super::tls::{CertificateFiles, Tls};
+use crate::pair::Pair;
 use crate::self_signed::{self, SelfSigned};
 
-/// Opens every certificate and makes those that are missing, if it may.
+/// All that there are.
+pub(super) struct Certificates {
+    pub(super) store: CertificateStore,
+    /// Those that were made.
+    pub(super) made: Vec<SelfSigned>,
+    /// Those in files.
+    pub(super) pairs: Vec<Pair>,
+}
+
+/// Opens every certificate and makes those that are missing, if it may. One that cannot be used any more may be among those
+/// that are kept.
 pub(super) fn compile(
     tls: &Tls,
     sites: &[(&SiteDraft, SiteLayer)],
     server: &Server,
+    kept: &[Pair],
     problems: &Problems,
-) -> (CertificateStore, Vec<SelfSigned>) {
-    let mut gathered = Gathered::default();
+) -> Certificates {
+    let mut gathered = Gathered { opened: Opened { kept, ..Opened::default() }, ..Gathered::default() };
     let mut sound = tls.sound && server.ports_known;
     for files in &tls.certificates {
-        if let Some(certificate) = open(files, &mut gathered.opened, problems) {
+        if let Some(certificate) = gathered.opened.open(files, problems) {
             gathered.names.extend(certificate.names().iter().cloned());
             gathered.listed.push(certificate);
         } else {
@@ -46,12 +58,13 @@ pub(super) fn compile(
     if https && sound && !tls.self_signed {
         gathered.refuse_missing(sites, default.is_some() || tls.default_certificate.is_some(), problems);
     }
-    let Gathered { listed, by_host, made, .. } = gathered;
-    (CertificateStore::new(listed, by_host, default), made)
+    let Gathered { listed, by_host, made, opened, .. } = gathered;
+    let pairs = opened.pairs.into_values().flatten().collect();
+    Certificates { store: CertificateStore::new(listed, by_host, default), made, pairs }
 }
 
 #[derive(Default)]
-struct Gathered {
+struct Gathered<'k> {
     /// Of `[[tls.certificates]]`, found by the names in them.
     listed: Vec<Arc<Certificate>>,
     /// The names in those.
@@ -63,26 +76,59 @@ struct Gathered {
     made: Vec<SelfSigned>,
     /// Made for clients that name no host.
     nameless: Option<Arc<Certificate>>,
-    opened: Opened,
+    opened: Opened<'k>,
 }
 
 /// Files that stand in [defaults.sites] are opened once.
-type Opened = HashMap<(PathBuf, PathBuf), Option<Arc<Certificate>>>;
-
-fn open(files: &CertificateFiles, opened: &mut Opened, problems: &Problems) -> Option<Arc<Certificate>> {
-    let key = (files.cert.value.clone(), files.key.value.clone());
-    let entry =
-        opened.entry(key).or_insert_with(|| match Certificate::load(&files.cert.value, &files.key.value) {
-            Ok(certificate) => Some(Arc::new(certificate)),
-            Err(error) => {
-                problems.push(Problem::error(files.place_of(error.path()), error.to_string()));
-                None
-            }
-        });
-    entry.clone()
+#[derive(Default)]
+struct Opened<'k> {
+    kept: &'k [Pair],
+    pairs: HashMap<(PathBuf, PathBuf), Option<Pair>>,
 }
 
-impl Gathered {
+impl Opened<'_> {
+    fn open(&mut self, files: &CertificateFiles, problems: &Problems) -> Option<Arc<Certificate>> {
+        let (cert, key) = (&files.cert.value, &files.key.value);
+        let kept = self.kept;
+        let pair = self.pairs.entry((cert.clone(), key.clone())).or_insert_with(|| {
+            let error = match Pair::load(cert, key) {
+                Ok(pair) => {
+                    warn_of_age(&pair.certificate, files, problems);
+                    return Some(pair);
+                }
+                Err(error) => error,
+            };
+            let place = files.place_of(error.path());
+            let before = kept.iter().find(|pair| pair.is_of(cert, key));
+            problems.push(match before {
+                Some(_) => Problem::warning(place, error.to_string())
+                    .help("what was there before is shown on, until these files change again"),
+                None => Problem::error(place, error.to_string()),
+            });
+            before.cloned()
+        });
+        pair.as_ref().map(|pair| pair.certificate.clone())
+    }
+}
+
+/// Clients refuse it, and nobody may have meant that.
+fn warn_of_age(certificate: &Certificate, files: &CertificateFiles, problems: &Problems) {
+    let Some(facts) = certificate.facts() else { return };
+    let (now, file) = (SystemTime::now(), files.cert.value.display());
+    let day = |time| humantime::format_rfc3339_seconds(time);
+    if facts.not_after < now {
+        let message = format!("the certificate in {file} has expired on {}", day(facts.not_after));
+        problems.push(Problem::warning(files.cert.place, message).help("clients refuse it: renew it"));
+    } else if facts.not_before > now {
+        let message = format!("the certificate in {file} is not valid before {}", day(facts.not_before));
+        problems.push(
+            Problem::warning(files.cert.place, message)
+                .help("clients refuse it until then; is the clock right?"),
+        );
+    }
+}
+
+impl Gathered<'_> {
     fn add_site(&mut self, site: &SiteDraft, layer: &SiteLayer, problems: &Problems) {
         let files = match (&layer.tls.cert, &layer.tls.key) {
             (None, None) => return,
@@ -92,7 +138,7 @@ impl Gathered {
                 None
             }
         };
-        let certificate = files.as_ref().and_then(|files| open(files, &mut self.opened, problems));
+        let certificate = files.as_ref().and_then(|files| self.opened.open(files, problems));
         for host in &site.hosts {
             self.provided.insert(host.value.clone());
             let Some(certificate) = &certificate else { continue };

@@ -14,7 +14,7 @@ use foregate_routing::{
 use foregate_upstream::Transport;
 
 use super::actions::{Action, ActionKind, PoolRef};
-use super::certificates;
+use super::certificates::{self, Certificates};
 use super::diagnostic::{Problem, Problems};
 use super::document::Document;
 use super::inherit::Layer;
@@ -25,6 +25,7 @@ use super::source::{Place, Placed};
 use super::suggest;
 use super::value::Location;
 use crate::blueprint::Blueprint;
+use crate::pair::Pair;
 use crate::self_signed::SelfSigned;
 use crate::state::StickySecret;
 
@@ -32,12 +33,18 @@ use crate::state::StickySecret;
 pub(super) struct Compiled {
     pub(super) live: Live,
     pub(super) self_signed: Vec<SelfSigned>,
+    pub(super) pairs: Vec<Pair>,
     pub(super) sticky: Option<StickySecret>,
     pub(super) blueprint: Blueprint,
 }
 
 /// Compiles a document. `None` exactly when an error has been noted.
-pub(super) fn compile(document: Document, previous: Option<&Live>, problems: &Problems) -> Option<Compiled> {
+pub(super) fn compile(
+    document: Document,
+    previous: Option<&Live>,
+    kept: &[Pair],
+    problems: &Problems,
+) -> Option<Compiled> {
     let Document { admin: _, server, tls, site_defaults, pool_defaults, sites, pools } = document;
     let secret = StickySecret::obtain(&server.state_dir);
     let known = secret.as_ref().map_or(Secret([0; 16]), |secret| secret.secret);
@@ -103,7 +110,8 @@ pub(super) fn compile(document: Document, previous: Option<&Live>, problems: &Pr
     refuse_equal_hosts(&layers, problems);
     layers.retain(|(site, _)| !site.passthrough);
     assembly.warn_of_unused();
-    let (store, self_signed) = certificates::compile(&tls, &layers, &server, problems);
+    let Certificates { store, made: self_signed, pairs } =
+        certificates::compile(&tls, &layers, &server, kept, problems);
     let sticky = match secret {
         Ok(secret) => assembly.sticks.then_some(secret),
         Err(message) => {
@@ -123,7 +131,7 @@ pub(super) fn compile(document: Document, previous: Option<&Live>, problems: &Pr
         certificates: Arc::new(store),
         settings: Arc::new(server.settings),
     };
-    Some(Compiled { live, self_signed, sticky, blueprint: assembly.blueprint })
+    Some(Compiled { live, self_signed, pairs, sticky, blueprint: assembly.blueprint })
 }
 
 fn transports(live: &Live) -> HashMap<Arc<str>, Arc<Transport>> {

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
+use super::reference;
 use super::source::{Place, Source};
 use super::value::Misfit;
 
@@ -16,6 +17,11 @@ pub(super) enum Severity {
     Error,
     Warning,
 }
+
+/// So many letters of a secret in a row give some of it away.
+const PIECE: usize = 4;
+/// Of a longer one the rest is not looked for.
+const MOST_LOOKED_AT: usize = 4096;
 
 /// One thing to be said about a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +102,31 @@ impl Problem {
         self
     }
 
+    /// Nothing that only a reference stands for is repeated: it may be a secret, and reports go to logs and to whoever asks.
+    fn without_secrets(&self, sources: &[Source], all: &[(String, String)]) -> Problem {
+        let source = self.place.and_then(|place| sources.get(place.file));
+        let written =
+            self.place.and_then(|place| source?.text.get(place.start..place.end)).unwrap_or_default();
+        let own = source.map(|source| reference::values(written, source)).unwrap_or_default();
+        let mut problem = self.clone();
+        let is_long = |value: &str| value.chars().count() > PIECE;
+        let elsewhere = all.iter().filter(|(_, value)| is_long(value));
+        for (reference, value) in own.iter().chain(elsewhere) {
+            problem.message = problem.message.replace(value.as_str(), reference);
+            problem.help = problem.help.map(|help| help.replace(value.as_str(), reference));
+        }
+        let said = format!("{} {}", problem.message, problem.help.as_deref().unwrap_or_default());
+        let repeats = |value: &str| {
+            let letters: Vec<char> = value.chars().take(MOST_LOOKED_AT).collect();
+            letters.windows(PIECE).any(|piece| said.contains(&piece.iter().collect::<String>()))
+        };
+        if let Some((reference, _)) = own.iter().find(|(_, value)| repeats(value)) {
+            problem.message = format!("what {reference} stands for cannot stand here");
+            problem.help = None;
+        }
+        problem
+    }
+
     fn render(&self, sources: &[Source]) -> String {
         let level = match self.severity {
             Severity::Error => Level::ERROR,
@@ -103,7 +134,12 @@ impl Problem {
         };
         let title = level.primary_title(self.message.as_str());
         let mut group = Group::with_title(title);
-        if let Some((source, range)) = self.place.and_then(|place| visible(place, sources)) {
+        let visible_place = self.place.and_then(|place| visible(place, sources));
+        if let Some((source, range)) = visible_place.clone().filter(|(source, _)| source.may_be_anything()) {
+            let line = source.text.get(..range.start).unwrap_or_default().lines().count().max(1);
+            let place = format!("{}, line {line}", source.name);
+            group = group.element(Level::NOTE.message(place));
+        } else if let Some((source, range)) = visible_place {
             let mut snippet = Snippet::source(source.text.as_str())
                 .path(source.name.as_str())
                 .annotation(AnnotationKind::Primary.span(range));
@@ -193,10 +229,13 @@ impl Problems {
     fn rendered(&self, severity: Severity, sources: &[Source]) -> Vec<String> {
         let mut list = self.list.borrow_mut();
         list.sort_by_key(|problem| problem.place);
-        list.iter()
-            .filter(|problem| problem.severity == severity)
-            .map(|problem| problem.render(sources))
-            .collect()
+        let mut concerned = list.iter().filter(|problem| problem.severity == severity).peekable();
+        if concerned.peek().is_none() {
+            return Vec::new();
+        }
+        let secrets: Vec<_> =
+            sources.iter().flat_map(|source| reference::values(&source.text, source)).collect();
+        concerned.map(|problem| problem.without_secrets(sources, &secrets).render(sources)).collect()
     }
 }
 

@@ -57,6 +57,7 @@ pub(crate) use server::usual_state_dir;
 pub(crate) use source::{folder_of, matching};
 
 use crate::blueprint::Blueprint;
+use crate::pair::Pair;
 use crate::self_signed::SelfSigned;
 use crate::state::StickySecret;
 use diagnostic::{Problem, Problems};
@@ -78,6 +79,8 @@ pub(crate) struct Loaded {
     /// The certificates made because of `tls.self_signed`. Loading writes nothing, since anybody may run
     /// `check`: who serves them calls [`SelfSigned::keep`] on each, so that a restart presents the same ones.
     pub(crate) self_signed: Vec<SelfSigned>,
+    /// The certificates in files.
+    pub(crate) pairs: Vec<Pair>,
     /// What sticky cookies are made with, where a pool has one: to be kept likewise.
     pub(crate) sticky: Option<StickySecret>,
     /// What the next snapshots are built from, that differ in who is there.
@@ -127,13 +130,26 @@ pub(crate) fn load_str(
 /// # Errors
 /// As [`load`].
 pub(crate) fn load_files(files: &[File], previous: Option<&Live>) -> Result<Loaded, Report> {
+    load_sources(sources(files), Problems::default(), previous, &[])
+}
+
+/// What is served already, with its certificates as their files are now. Where those cannot be used, say because only half
+/// of them was written so far, what they held before is kept, with a warning.
+///
+/// # Errors
+/// As [`load`]; something else has changed.
+pub(crate) fn load_again(files: &[File], previous: &Live, kept: &[Pair]) -> Result<Loaded, Report> {
+    load_sources(sources(files), Problems::default(), Some(previous), kept)
+}
+
+fn sources(files: &[File]) -> Vec<Source> {
     let source = |(index, file): (usize, &File)| Source {
         name: file.name.clone(),
         folder: folder_of(Path::new(&file.name)),
         text: file.text.clone(),
         index,
     };
-    load_sources(files.iter().enumerate().map(source).collect(), Problems::default(), previous)
+    files.iter().enumerate().map(source).collect()
 }
 
 /// The files at `path`, unread but for what they include.
@@ -153,21 +169,26 @@ fn with_included(main: Source, previous: Option<&Live>) -> Result<Loaded, Report
     let problems = Problems::default();
     let included = document::included(&main, &problems);
     let sources = std::iter::once(main).chain(included).collect();
-    load_sources(sources, problems, previous)
+    load_sources(sources, problems, previous, &[])
 }
 
-fn load_sources(sources: Vec<Source>, problems: Problems, previous: Option<&Live>) -> Result<Loaded, Report> {
+fn load_sources(
+    sources: Vec<Source>,
+    problems: Problems,
+    previous: Option<&Live>,
+    kept: &[Pair],
+) -> Result<Loaded, Report> {
     let name = sources.first().map_or_else(String::new, |main| main.name.clone());
     let document = Document::read(&sources, &problems);
     let Some(document) = document else { return Err(problems.into_report(&name, &sources)) };
     let (state_dir, admin) = (document.server.state_dir.clone(), document.admin.clone());
-    let Some(compiled) = compile::compile(document, previous, &problems) else {
+    let Some(compiled) = compile::compile(document, previous, kept, &problems) else {
         return Err(problems.into_report(&name, &sources));
     };
     let warnings = problems.into_warnings(&sources);
-    let compile::Compiled { live, self_signed, sticky, blueprint } = compiled;
+    let compile::Compiled { live, self_signed, pairs, sticky, blueprint } = compiled;
     let files = sources.into_iter().map(|source| File { name: source.name, text: source.text }).collect();
-    Ok(Loaded { files, live, admin, state_dir, warnings, self_signed, sticky, blueprint })
+    Ok(Loaded { files, live, admin, state_dir, warnings, self_signed, pairs, sticky, blueprint })
 }
 
 /// Whether it names other files, though there may be none.

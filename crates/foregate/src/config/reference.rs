@@ -71,6 +71,19 @@ pub(super) fn resolve<'t>(
     Ok(Cow::Owned(out))
 }
 
+/// Every reference in a text as it is written, and what it stands for.
+pub(super) fn values(text: &str, source: &Source) -> Vec<(String, String)> {
+    let starts =
+        text.match_indices('{').filter_map(|(at, _)| text.get(at..).filter(|from| is_reference(from)));
+    let written = starts.filter_map(|from| from.split_once('}').map(|(written, _)| written));
+    written
+        .filter_map(|written| {
+            let value = value_of(written.trim_start_matches('{'), source).ok()?;
+            Some((format!("{written}}}"), value)).filter(|(_, value)| !value.is_empty())
+        })
+        .collect()
+}
+
 fn is_reference(from: &str) -> bool {
     from.starts_with("{env.") || from.starts_with("{file.")
 }

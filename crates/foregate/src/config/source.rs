@@ -37,6 +37,11 @@ impl Source {
         self.folder.join(written)
     }
 
+    /// Somebody includes it, and by its name it need not be a configuration: its lines are not shown around.
+    pub(super) fn may_be_anything(&self) -> bool {
+        self.index > 0 && Path::new(&self.name).extension().is_none_or(|extension| extension != "toml")
+    }
+
     pub(super) fn place(&self, span: std::ops::Range<usize>) -> Place {
         Place { file: self.index, start: span.start, end: span.end }
     }

@@ -152,7 +152,9 @@ impl History {
     pub(crate) fn add(&mut self, written: &Written, by: &str, how: &str) -> u64 {
         let Written { files, content } = written;
         if let Some(latest) = self.entries.last().filter(|latest| latest.content == *content) {
-            return latest.number;
+            let number = latest.number;
+            self.keep();
+            return number;
         }
         let (number, previous) =
             self.entries.last().map_or((1, String::new()), |latest| (latest.number + 1, latest.hash.clone()));
@@ -170,8 +172,7 @@ impl History {
         entry.hash = entry.hash_of();
         self.entries.push(entry);
         self.unwritten += 1;
-        let written = self.write();
-        self.tell(written);
+        self.keep();
         while self.entries.len() > MOST {
             let oldest = self.entries.remove(0);
             _ = fs::remove_file(self.place(oldest.number));
@@ -180,7 +181,14 @@ impl History {
         number
     }
 
-    /// Keeps what is not kept yet.
+    /// Keeps what could not be kept so far.
+    pub(crate) fn keep(&mut self) {
+        if self.unwritten > 0 {
+            let written = self.write();
+            self.tell(written);
+        }
+    }
+
     fn write(&mut self) -> io::Result<()> {
         let kept = self.entries.len().saturating_sub(self.unwritten);
         for entry in self.entries.iter().skip(kept) {
@@ -338,6 +346,7 @@ mod tests {
         assert_eq!(history.get(1).unwrap().files(), files("a").files);
         // Once it can, all of it is there.
         fs::remove_file(folder.path().join("history")).unwrap();
+        history.add(&files("b"), "x", "reload");
         history.add(&files("c"), "x", "reload");
         let history = History::open(folder.path());
         assert_eq!((history.numbers(), history.broken.len()), ((Some(1), Some(3)), 0));

@@ -135,6 +135,18 @@ impl Control {
         Some(self.job(What::Serve(what), by, reply, move |live| config::load(&main, Some(live))))
     }
 
+    /// What is served already, with certificates as their files are now.
+    pub(super) fn renew(&mut self, by: String, reply: Option<Sender<Reply>>) -> Option<Job> {
+        if let Err(refused) = self.may_change() {
+            return refuse(reply, refused);
+        }
+        let (files, pairs) = (self.running.written.files.clone(), self.pairs.borrow().clone());
+        let terms = Terms { force: true, ..Terms::default() };
+        let what = Serve { how: "certificates".to_owned(), terms, save: None, goes_back: false };
+        let load = move |live: &Live| config::load_again(&files, live, &pairs);
+        Some(self.job(What::Serve(what), by, reply, load))
+    }
+
     pub(super) fn put(
         &mut self,
         text: String,
@@ -260,14 +272,21 @@ impl Control {
     /// What was being read is there.
     pub(super) async fn finish(&mut self, job: Job, loaded: Result<Loaded, Refused>) {
         let Job { begun, what, by, reply, .. } = job;
-        let served = matches!(what, What::Serve(_));
+        let how = match &what {
+            What::Serve(serve) => Some(serve.how.clone()),
+            What::Check => None,
+        };
         let answer = match (what, loaded) {
             (_, Err(refused)) => Err(refused),
             (What::Check, Ok(loaded)) => Ok(json!({ "done": "ok", "warnings": loaded.warnings })),
             (What::Serve(serve), Ok(loaded)) => self.serve(loaded, serve, begun, &by).await,
         };
-        if served {
+        if let Some(how) = how {
             systemd::ready();
+            // Where nobody waits to hear it, it is told anyway.
+            if let (Err(refused), Some(_)) = (&answer, &reply) {
+                tracing::error!(by, "{how}: nothing follows:\n{}", refused.message);
+            }
         }
         answered(reply, answer);
     }
@@ -394,7 +413,8 @@ impl Control {
 
     /// Serves what was prepared. Returns what this process cannot take up any more.
     async fn commit(&mut self, loaded: Loaded, change: Change) -> Vec<String> {
-        let Loaded { mut live, state_dir, warnings, self_signed, sticky, mut blueprint, .. } = loaded;
+        let Loaded { mut live, state_dir, warnings, self_signed, pairs, sticky, mut blueprint, .. } = loaded;
+        self.pairs.replace(pairs.into());
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         blueprint.inherit(&self.blueprint);
         self.blueprint = blueprint;

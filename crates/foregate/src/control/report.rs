@@ -1,7 +1,10 @@
 //! What operators are told: how everything is, as JSON.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use foregate_edge::Certificate;
 use foregate_exchange::clock;
 use foregate_routing::{Action, Member, Pool, Route, Site, State};
 use http::StatusCode;
@@ -186,10 +189,25 @@ impl Control {
 
     pub(super) fn certificates(&self) -> Value {
         let live = self.live.load();
-        let one = |(hosts, certificate): (Vec<String>, &std::sync::Arc<foregate_edge::Certificate>)| {
+        let pairs = self.pairs.borrow().clone();
+        let pairs: HashMap<_, _> = pairs.iter().map(|pair| (Arc::as_ptr(&pair.certificate), pair)).collect();
+        let time = |time| humantime::format_rfc3339_seconds(time).to_string();
+        let one = |(hosts, certificate): (Vec<String>, &Arc<Certificate>)| {
+            let pair = pairs.get(&Arc::as_ptr(certificate));
+            let facts = certificate.facts();
+            let left =
+                facts.map(|facts| facts.not_after.duration_since(SystemTime::now()).unwrap_or_default());
             json!({
                 "shown_for": hosts,
                 "names": certificate.names(),
+                "issuer": facts.map(|facts| &*facts.issuer),
+                "serial": facts.map(|facts| &*facts.serial),
+                "not_before": facts.map(|facts| time(facts.not_before)),
+                "not_after": facts.map(|facts| time(facts.not_after)),
+                "expires_in_days": left.map(|left| left.as_secs() / 86_400),
+                "source": if certificate.is_self_signed() { "self-signed" } else { "file" },
+                "cert": pair.map(|pair| pair.cert.display().to_string()),
+                "key": pair.map(|pair| pair.key.display().to_string()),
                 "sha256": certificate.fingerprint(),
             })
         };

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 use foregate_discovery::{Found, Target};
 use foregate_edge::Live;
 use foregate_edge::tls::Tickets;
-use foregate_routing::{Endpoint, State};
+use foregate_exchange::clock;
+use foregate_routing::{Endpoint, Memory, State};
 use http::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
@@ -19,9 +20,9 @@ use tokio::sync::oneshot::Sender;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::watch::Watching;
-use super::{Ask, Control, Origin, Refused, Reply, Request, answered, complain_of, done};
+use super::{Ask, Control, Origin, Refused, Reply, Request, answered, complain_of, done, endpoints};
 use crate::run::Told;
-use crate::upgrade::{LookedUp, Successor, Testament, Verdict};
+use crate::upgrade::{LookedUp, Remembered, Successor, Testament, Verdict};
 use crate::{state, systemd};
 
 /// How much longer than its drain a process may take to end.
@@ -162,6 +163,8 @@ impl Control {
             answered(reply, Err(refused));
             return None;
         }
+        // What the next process does not find there it cannot go back to.
+        self.history.keep();
         let testament = self.testament();
         let Some(gateway) = &mut self.gateway else {
             let draining = Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is draining");
@@ -229,6 +232,7 @@ impl Control {
     /// The process before this one has gone.
     pub(super) async fn is_alone(&mut self) {
         self.predecessor = None;
+        self.admin.is_alone();
         tracing::info!("upgrade: the process before this one has ended");
         if let Some(gateway) = &mut self.gateway {
             complain_of(gateway.unshare().await);
@@ -242,6 +246,7 @@ impl Control {
         testament.ticket_keys = Tickets::shared().renew(Vec::new()).iter().map(state::ticket_line).collect();
         testament.overrides = self.overrides.said();
         testament.verdicts = found(&live);
+        testament.memories = memories(&live);
         testament.looked_up = self.blueprint.found().map(looked_up).collect();
         testament.sticky = state::fresh_sticky_secret();
         testament.watched = self.watching.as_ref().map(Watching::served);
@@ -258,6 +263,7 @@ impl Control {
         if !uptime.is_multiple_of(KEEP) {
             return;
         }
+        self.history.keep();
         let folder = &self.running.state_dir;
         let tickets = Tickets::shared().renew(Vec::new());
         if tickets != state::ticket_keys(folder) {
@@ -309,6 +315,41 @@ fn found(live: &Live) -> Vec<Verdict> {
     };
     let known = probed(live).filter(|endpoint| endpoint.vitals.state() != State::Unknown);
     known.map(verdict).collect()
+}
+
+fn memories(live: &Live) -> Vec<Remembered> {
+    let now = clock::now_nanos();
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let remembered = |endpoint: &Arc<Endpoint>| {
+        let memory = endpoint.vitals.memory(now);
+        Remembered {
+            pool: endpoint.pool.to_string(),
+            address: endpoint.address.to_string(),
+            aside_ms: memory.aside.map(milliseconds),
+            ejections: memory.ejections,
+            latency_s: memory.latency,
+            warming_ms: memory.warming.map(milliseconds),
+        }
+    };
+    endpoints(live).map(remembered).collect()
+}
+
+/// Goes on with what the process before knew of each.
+pub(super) fn remember(live: &Live, memories: &[Remembered]) {
+    let now = clock::now_nanos();
+    let known: HashMap<(&str, &str), &Remembered> =
+        memories.iter().map(|one| ((one.pool.as_str(), one.address.as_str()), one)).collect();
+    for endpoint in endpoints(live) {
+        if let Some(one) = known.get(&(&*endpoint.pool, endpoint.address.to_string().as_str())) {
+            let memory = Memory {
+                aside: one.aside_ms.map(Duration::from_millis),
+                ejections: one.ejections,
+                latency: one.latency_s,
+                warming: one.warming_ms.map(Duration::from_millis),
+            };
+            endpoint.vitals.remember(&memory, now);
+        }
+    }
 }
 
 /// Those whose state somebody finds out, so that it can change.

@@ -3,9 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,6 +13,7 @@ use tokio::task::AbortHandle;
 
 use super::{Ask, Request, Terms};
 use crate::config;
+use crate::pair::{Look, look_at};
 use crate::upgrade::Seen;
 
 const LOOK: Duration = Duration::from_secs(1);
@@ -23,8 +22,6 @@ const AGAIN: Duration = Duration::from_secs(15);
 /// How often what has changed must look the same before it is read: editors and `rsync` write in steps.
 const SETTLED: u32 = 1;
 
-/// What tells one state of a file from another: device, inode, length and time of the last change.
-type Look = Option<(u64, u64, u64, i64, i64)>;
 type Looks = BTreeMap<PathBuf, Look>;
 
 /// A configuration, and how its files looked before they were read.
@@ -140,14 +137,10 @@ impl Watched {
     }
 }
 
-/// Links are followed: what is served is what they lead to.
-fn look_at(path: &Path) -> Look {
-    let found = fs::metadata(path).ok()?;
-    Some((found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

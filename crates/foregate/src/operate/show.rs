@@ -218,12 +218,33 @@ pub(super) fn config(value: &Value) -> String {
 
 pub(super) fn certificates(value: &Value) -> String {
     let mut columns = Columns::default();
-    columns.line(["SHOWN FOR", "NAMES", "SHA-256"]);
+    columns.line(["SHOWN FOR", "ISSUER", "UNTIL", "DAYS LEFT", "RENEWED BY", "SHA-256"]);
     for certificate in list(value) {
-        let joined = |path: &str| list(at(certificate, path)).iter().map(word).collect::<Vec<_>>().join(" ");
-        columns.line([joined("/shown_for"), joined("/names"), word(at(certificate, "/sha256"))]);
+        let shown_for: Vec<String> = list(at(certificate, "/shown_for")).iter().map(word).collect();
+        // Known only where it can be read.
+        let known = |path: &str| match at(certificate, path) {
+            Value::Null => "?".to_owned(),
+            value => word(value),
+        };
+        let renewed_by = match at(certificate, "/cert") {
+            Value::Null => "the gateway".to_owned(),
+            file => format!("whoever writes {}", word(file)),
+        };
+        columns.line([
+            shown_for.join(" "),
+            common_name(&known("/issuer")).to_owned(),
+            known("/not_after"),
+            known("/expires_in_days"),
+            renewed_by,
+            known("/sha256"),
+        ]);
     }
     columns.show()
+}
+
+/// The common name of a distinguished name, or all of it.
+fn common_name(name: &str) -> &str {
+    name.split(", ").find_map(|part| part.strip_prefix("CN=")).unwrap_or(name)
 }
 
 pub(super) fn change(value: &Value) -> String {

@@ -1,0 +1,46 @@
+//! A certificate and its key in files, and whether those have changed since.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use foregate_edge::{Certificate, CertificateError};
+
+/// What tells one state of a file from another: device, inode, length and time of the last change. None: it is not there.
+pub(crate) type Look = Option<(u64, u64, u64, i64, i64)>;
+
+/// Links are followed: what counts is what they lead to.
+pub(crate) fn look_at(path: &Path) -> Look {
+    let found = fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Pair {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) certificate: Arc<Certificate>,
+    /// As both were before they were read.
+    looks: [Look; 2],
+}
+
+impl Pair {
+    /// # Errors
+    /// As [`Certificate::load`].
+    pub(crate) fn load(cert: &Path, key: &Path) -> Result<Pair, CertificateError> {
+        let looks = [cert, key].map(look_at);
+        let certificate = Arc::new(Certificate::load(cert, key)?);
+        Ok(Pair { cert: cert.to_owned(), key: key.to_owned(), certificate, looks })
+    }
+
+    pub(crate) fn is_of(&self, cert: &Path, key: &Path) -> bool {
+        self.cert == cert && self.key == key
+    }
+
+    /// How the files are now, if that is not as they were.
+    pub(crate) fn change(&self) -> Option<[Look; 2]> {
+        let now = [&self.cert, &self.key].map(|path| look_at(path));
+        (now != self.looks).then_some(now)
+    }
+}
