@@ -110,6 +110,47 @@ async fn who_came_first_is_served_first_and_the_urgent_before() {
     }
 }
 
+/// Who asks for very much waits behind itself.
+#[tokio::test]
+async fn clients_take_turns() {
+    for version in Version::ALL {
+        let (vm, release) = held("a").await;
+        let text = format!(
+            "[sites.\"shop.test\"]\npool = \"vms\"\n[pools.vms]\n{}queue = {{ timeout = \"60s\" }}\n",
+            one_at_a_time(&[&vm])
+        );
+        let gw = gateway().server("trusted_proxies", "\"127.0.0.1\"").named(&["shop.test"]).toml(&text);
+        let gw = gw.start().await;
+        let mut replies = Vec::new();
+        for (from, target) in [
+            ("10.0.0.1", "/held/1"),
+            ("10.0.0.1", "/held/2"),
+            ("10.0.0.1", "/held/3"),
+            ("10.0.0.1", "/held/4"),
+            ("10.0.0.2", "/held/other"),
+            ("2001:db8::1", "/held/third"),
+        ] {
+            let client = Arc::new(gw.client(version, "shop.test").await);
+            replies.push(ask(&client, get(target).field("x-forwarded-for", from)));
+            settle().await;
+        }
+        for count in 1..=6 {
+            at_the_vm(&vm, count).await;
+            release.notify_one();
+        }
+        for reply in replies {
+            assert_eq!(reply.await.unwrap().status, 200, "{version:?}");
+        }
+        let order: Vec<_> = vm.requests().into_iter().map(|request| request.target).collect();
+        assert_eq!(
+            order,
+            ["/held/1", "/held/2", "/held/other", "/held/third", "/held/3", "/held/4"],
+            "{version:?}"
+        );
+        gw.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn whoever_finds_the_queue_full_is_told_to_come_back() {
     for version in Version::ALL {

@@ -6,6 +6,7 @@ mod sticky;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::circuit::{Entry, Outlier};
 use crate::dice::{Purpose, digest};
 use crate::endpoint::{Address, Endpoint, InFlight, State};
 use crate::pace::Pace;
-use crate::queue::{Queue, QueueSpec, Waiting};
+use crate::queue::{Queue, QueueSpec, Waiting, client_key};
 use crate::retry::{Hedge, Repeating, Retry};
 use crate::route::RequestView;
 use crate::snapshot::PoolId;
@@ -375,9 +376,9 @@ impl Pool {
     }
 
     /// A place in the line for a VM; none: too many wait already. Whoever [is first](Waiting::is_first) asks
-    /// [`pick`](Pool::pick) once more before waiting.
-    pub fn enter_queue(&self, priority: i32) -> Option<Waiting> {
-        self.line.enter(self.queue.length, priority)
+    /// [`pick`](Pool::pick) once more before waiting. Clients take turns.
+    pub fn enter_queue(&self, priority: i32, client: IpAddr) -> Option<Waiting> {
+        self.line.enter(self.queue.length, priority, client_key(client))
     }
 
     /// Requests being served by its members, or waiting for one.
@@ -493,8 +494,8 @@ impl Member {
 /// The hash of a request's client. A v4-mapped address is the IPv4 address.
 pub(crate) fn of_client(purpose: Purpose, view: &RequestView<'_>) -> u64 {
     match view.client_ip.to_canonical() {
-        std::net::IpAddr::V4(ip) => digest(purpose, &ip.octets()),
-        std::net::IpAddr::V6(ip) => digest(purpose, &ip.octets()),
+        IpAddr::V4(ip) => digest(purpose, &ip.octets()),
+        IpAddr::V6(ip) => digest(purpose, &ip.octets()),
     }
 }
 

@@ -1,5 +1,8 @@
 //! Where requests wait while every VM of their pool has as many as it takes.
 //!
+//! Clients take turns: who asks for very much waits behind itself, and keeps nobody else. Of the turns that the requests of
+//! one client would have without the others, the earliest is called first (start-time fair queueing).
+//!
 //! The lock is touched only by those who wait and those who call them: as long as nobody waits, a request that ends costs
 //! one load.
 #![allow(
@@ -8,8 +11,9 @@
     reason = "picks and matches never come here: only who waits, or calls somebody who does"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,14 +46,47 @@ struct Line {
     /// In the order in which they are called.
     places: BTreeMap<Place, Option<Waker>>,
     next: u64,
+    /// The turn of whoever was called last, the latest so far.
+    turn: u64,
+    /// The last turn that each client has, where that is still to come.
+    last: HashMap<u64, u64>,
 }
 
-/// More urgent ones come first, and then who came first.
+/// More urgent ones come first, then those whose turn it is, and then who came first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     /// Turned round, so that the highest priority is the least.
     urgency: std::cmp::Reverse<i32>,
+    turn: u64,
     number: u64,
+}
+
+/// So many clients are remembered beyond those that wait before it is looked who is not needed any more.
+const FORGOTTEN: usize = 256;
+
+/// What tells one client from another: the IPv4 address, or the /64 of an IPv6 address.
+pub(crate) fn client_key(address: IpAddr) -> u64 {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
+    }
+}
+
+impl Line {
+    /// The next turn of a client.
+    fn turn_of(&mut self, client: u64) -> u64 {
+        let now = self.turn;
+        let too_many = |last: &HashMap<u64, u64>| last.len() > self.places.len() + FORGOTTEN;
+        if too_many(&self.last) {
+            self.last.retain(|_, last| *last > now);
+        }
+        // Of those who have come and gone nobody can make it remember without end.
+        if self.places.is_empty() || too_many(&self.last) {
+            self.last.clear();
+        }
+        let last = self.last.entry(client).and_modify(|last| *last = now.max(*last + 1)).or_insert(now);
+        *last
+    }
 }
 
 impl Queue {
@@ -62,12 +99,13 @@ impl Queue {
     }
 
     /// Takes a place; none: `length` of them are taken.
-    pub(crate) fn enter(self: &Arc<Queue>, length: usize, priority: i32) -> Option<Waiting> {
+    pub(crate) fn enter(self: &Arc<Queue>, length: usize, priority: i32, client: u64) -> Option<Waiting> {
         let mut line = self.lock();
         if line.places.len() >= length {
             return None;
         }
-        let place = Place { urgency: std::cmp::Reverse(priority), number: line.next };
+        let turn = line.turn_of(client);
+        let place = Place { urgency: std::cmp::Reverse(priority), turn, number: line.next };
         line.next += 1;
         line.places.insert(place, None);
         self.count(&line);
@@ -81,6 +119,9 @@ impl Queue {
         }
         let mut line = self.lock();
         let next = line.places.pop_first();
+        if let Some((place, _)) = &next {
+            line.turn = line.turn.max(place.turn);
+        }
         self.count(&line);
         drop(line);
         if let Some((_, Some(waker))) = next {
@@ -186,7 +227,7 @@ mod tests {
     #[test]
     fn who_came_first_is_called_first_and_the_urgent_before() {
         let queue = Arc::new(Queue::default());
-        let mut all: Vec<_> = [0, 0, 10, -1, 10].map(|priority| queue.enter(9, priority).unwrap()).into();
+        let mut all: Vec<_> = [0, 0, 10, -1, 10].map(|priority| queue.enter(9, priority, 1).unwrap()).into();
         let mut order = Vec::new();
         for _ in 0..5 {
             queue.call();
@@ -198,22 +239,67 @@ mod tests {
     }
 
     #[test]
+    fn clients_take_turns() {
+        let queue = Arc::new(Queue::default());
+        let mut all: Vec<_> = [1, 1, 1, 1].map(|client| queue.enter(99, 0, client).unwrap()).into();
+        let mut order = Vec::new();
+        let mut call = |all: &mut [Waiting], times| {
+            for _ in 0..times {
+                queue.call();
+                let now = called(all);
+                order.extend(now.into_iter().filter(|n| !order.contains(n)).collect::<Vec<_>>());
+            }
+            order.clone()
+        };
+        assert_eq!(call(&mut all, 1), [0]);
+        all.extend([2, 2, 3, 1].map(|client| queue.enter(99, 0, client).unwrap()));
+        // The others are there only now: what the first has had is no debt.
+        assert_eq!(call(&mut all, 7), [0, 4, 6, 1, 5, 2, 3, 7]);
+        assert!(queue.is_empty());
+        // Once nobody waits all begin anew.
+        all.clear();
+        let mut all: Vec<_> = [1, 2].map(|client| queue.enter(99, 0, client).unwrap()).into();
+        queue.call();
+        assert_eq!(called(&mut all), [0]);
+    }
+
+    #[test]
+    fn who_has_gone_is_forgotten() {
+        let queue = Arc::new(Queue::default());
+        let _stays = queue.enter(9, 0, 0).unwrap();
+        for client in 1..10_000 {
+            for _ in 0..3 {
+                drop(queue.enter(9, 0, client).unwrap());
+            }
+            assert!(queue.lock().last.len() <= FORGOTTEN + 2, "{client}");
+        }
+    }
+
+    #[test]
+    fn networks_are_clients() {
+        let key = |text: &str| client_key(text.parse().unwrap());
+        assert_eq!(key("2001:db8::1"), key("2001:db8::2"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_ne!(key("10.0.0.1"), key("10.0.0.2"));
+    }
+
+    #[test]
     fn it_is_bounded() {
         let queue = Arc::new(Queue::default());
-        let one = queue.enter(2, 0).unwrap();
-        let two = queue.enter(2, 0).unwrap();
+        let one = queue.enter(2, 0, 1).unwrap();
+        let two = queue.enter(2, 0, 1).unwrap();
         assert!(one.is_first() && !two.is_first());
-        assert!(queue.enter(2, 9).is_none(), "however urgent");
+        assert!(queue.enter(2, 9, 1).is_none(), "however urgent");
         drop(one);
-        assert!(queue.enter(2, 0).is_some());
-        assert!(Arc::new(Queue::default()).enter(0, 0).is_none());
+        assert!(queue.enter(2, 0, 1).is_some());
+        assert!(Arc::new(Queue::default()).enter(0, 0, 1).is_none());
     }
 
     #[test]
     fn a_call_wakes_one() {
         let (queue, count) = (Arc::new(Queue::default()), Arc::new(Count::default()));
         let waker = Waker::from(count.clone());
-        let mut all: Vec<_> = (0..3).map(|_| queue.enter(9, 0).unwrap()).collect();
+        let mut all: Vec<_> = (0..3).map(|_| queue.enter(9, 0, 1).unwrap()).collect();
         for waiting in &mut all {
             assert!(Pin::new(waiting).poll(&mut Context::from_waker(&waker)).is_pending());
         }
@@ -224,14 +310,14 @@ mod tests {
     #[test]
     fn who_is_called_and_goes_passes_it_on() {
         let queue = Arc::new(Queue::default());
-        let mut all: Vec<_> = (0..3).map(|_| queue.enter(9, 0).unwrap()).collect();
+        let mut all: Vec<_> = (0..3).map(|_| queue.enter(9, 0, 1).unwrap()).collect();
         queue.call();
         assert_eq!(called(&mut all), [0]);
         drop(all.remove(0));
         assert_eq!(called(&mut all), [0], "the next");
         all.remove(0).leave();
         assert_eq!(called(&mut all), [0; 0], "it has used it");
-        let (mut last, first) = (queue.enter(9, 0).unwrap(), all.remove(0));
+        let (mut last, first) = (queue.enter(9, 0, 1).unwrap(), all.remove(0));
         assert!(first.is_first());
         first.leave();
         assert!(is_called(&mut last), "it was not called: there may be more");
@@ -243,7 +329,7 @@ mod tests {
     #[test]
     fn who_came_too_late_keeps_its_place() {
         let queue = Arc::new(Queue::default());
-        let mut all: Vec<_> = (0..2).map(|_| queue.enter(9, 0).unwrap()).collect();
+        let mut all: Vec<_> = (0..2).map(|_| queue.enter(9, 0, 1).unwrap()).collect();
         queue.call();
         assert_eq!(called(&mut all), [0]);
         assert!(all[0].stay(), "it had left");

@@ -334,7 +334,8 @@ impl Forwarding<'_> {
         if !worth_waiting && !pool.others_wait() {
             return Err(Without::Usable);
         }
-        let Some(mut waiting) = pool.enter_queue(self.matched.route.policy.queue_priority) else {
+        let priority = self.matched.route.policy.queue_priority;
+        let Some(mut waiting) = pool.enter_queue(priority, self.variables.client_ip) else {
             return Err(Without::Room);
         };
         let mut own_turn = waiting.is_first();
