@@ -173,6 +173,13 @@ impl Builder {
         self
     }
 
+    /// Started anew whenever it is killed, as a service manager does. The process is then the only one of
+    /// [`successors`](Gateway::successors).
+    #[must_use]
+    pub fn started_anew(self) -> Builder {
+        self.within(&["sh", "-c", "while :; do \"$0\" \"$@\"; [ $? -gt 128 ] || exit; done"])
+    }
+
     /// No TLS and no HTTP/3.
     #[must_use]
     pub fn plain(mut self) -> Builder {

@@ -460,12 +460,10 @@ async fn one_can_go_back() {
 async fn a_start_looks_at_the_history() {
     let release = Arc::default();
     let (a, b) = (holding("a", &release).await, holding("b", &release).await);
-    // Started anew whenever it is killed.
-    let anew = "while :; do \"$0\" \"$@\"; [ $? -gt 128 ] || exit; done";
     let gw = gateway()
         .named(&["shop.test"])
         .toml(&format!("[sites.\"shop.test\"]\npool = \"app\"\n{}", pool(&[&a])))
-        .within(&["sh", "-c", anew])
+        .started_anew()
         .start()
         .await;
     gw.edit(|text| with_pool(&text, &[&b]));

@@ -4,6 +4,7 @@
 //! operators say of backends (`overrides`), VMs that were looked up. What takes long, which is reading a configuration, is
 //! done beside; meanwhile nothing else changes, but VMs that hang are still looked at.
 
+mod ask;
 mod diff;
 mod history;
 mod overrides;
@@ -42,6 +43,7 @@ use crate::systemd::Store;
 use crate::upgrade::Inherited;
 use crate::{state, systemd};
 
+pub(crate) use self::ask::{Ask, Refused, Reply, Request};
 use self::history::{History, Written};
 pub(crate) use self::overrides::Overrides;
 pub(crate) use self::reload::Terms;
@@ -63,107 +65,6 @@ pub(crate) enum Origin {
     File(PathBuf),
     /// From the command line; there is nothing to reload.
     Made,
-}
-
-/// What somebody asks of the gateway.
-#[derive(Debug)]
-pub(crate) enum Request {
-    Status,
-    Sites,
-    Pools,
-    Pool(String),
-    Certificates,
-    Workers,
-    Connections,
-    Config,
-    History,
-    Entry(u64),
-    /// Of two entries; without them what is served, and the file.
-    Diff(Option<u64>, Option<u64>),
-    Validate(String),
-    Reload(Terms),
-    Put {
-        text: String,
-        save: bool,
-        terms: Terms,
-    },
-    Rollback(Option<u64>),
-    Confirm,
-    /// Certificates as their files are now.
-    Renew,
-    Upgrade,
-    Duty {
-        pool: String,
-        backend: String,
-        duty: Option<Duty>,
-    },
-    Weight {
-        pool: String,
-        backend: String,
-        weight: Option<u32>,
-    },
-}
-
-impl Request {
-    /// Things are not as they were once that is done.
-    fn changes(&self) -> bool {
-        match self {
-            Request::Reload(_)
-            | Request::Put { .. }
-            | Request::Rollback(_)
-            | Request::Confirm
-            | Request::Renew
-            | Request::Upgrade
-            | Request::Duty { .. }
-            | Request::Weight { .. } => true,
-            Request::Status
-            | Request::Sites
-            | Request::Pools
-            | Request::Pool(_)
-            | Request::Certificates
-            | Request::Workers
-            | Request::Connections
-            | Request::Config
-            | Request::History
-            | Request::Entry(_)
-            | Request::Diff(..)
-            | Request::Validate(_) => false,
-        }
-    }
-}
-
-/// A request on its way.
-#[derive(Debug)]
-pub(crate) struct Ask {
-    pub(crate) request: Request,
-    /// Who asks, for the log and the history.
-    pub(crate) by: String,
-    /// `None`: nobody waits for it, the log is enough.
-    pub(crate) reply: Option<oneshot::Sender<Reply>>,
-}
-
-/// What becomes of it.
-pub(crate) type Reply = Result<Value, Refused>;
-
-/// Why not, and what to do instead.
-#[derive(Debug)]
-pub(crate) struct Refused {
-    pub(crate) status: StatusCode,
-    pub(crate) message: String,
-    /// The same may be taken a little later.
-    passes: bool,
-}
-
-impl Refused {
-    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Refused {
-        let passes = matches!(status, StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE);
-        Refused { status, message: message.into(), passes }
-    }
-
-    /// It is not worth trying again.
-    fn for_good(self) -> Refused {
-        Refused { passes: false, ..self }
-    }
 }
 
 /// Everything the control thread knows.

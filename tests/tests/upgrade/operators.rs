@@ -252,8 +252,7 @@ async fn after_a_crash_what_is_kept_is_used() {
          health = {{ tcp = {{}}, interval = \"200ms\", fall = 2 }}\n",
         closed.port
     );
-    let anew = "while :; do \"$0\" \"$@\"; [ $? -gt 128 ] || exit; done";
-    let gw = before(&vm, "5s").named(&["down.test"]).toml(&text).within(&["sh", "-c", anew]).start().await;
+    let gw = before(&vm, "5s").named(&["down.test"]).toml(&text).started_anew().start().await;
     let kept = gw.folder().join("state/verdicts.json");
     let config = Authority::shared().client(&[b"http/1.1"]);
     let handshake = async || {
