@@ -174,9 +174,7 @@ async fn user(
             link = Link::over(target.connect().await?).await?;
             got = exchange(&mut link.sender, &uri).await;
         }
-        if let Err(error) = &got
-            && browses
-        {
+        if let Err(error) = &got {
             eprintln!("h3load: {error}");
         }
         let counter = if got.is_ok() { &count.done } else { &count.failed };
