@@ -31,7 +31,8 @@ async fn a_successor_that_fails_changes_nothing() {
     let before = goes_on();
     gw.process.signal(Signal::USR2);
     eventually("it is said", || (goes_on() > before).then_some(())).await;
-    // One that is killed at any point of the hand-over.
+    crowd.leaves(&vm).await;
+    // One that is killed at any point of the hand-over. Whom it has let in by then goes with it, so nobody asks meanwhile.
     let real = gw.folder().join("real");
     copy_program(foregate_tests::binary(), &real);
     let (mut failed, mut point) = (0, 0);
@@ -50,7 +51,10 @@ async fn a_successor_that_fails_changes_nothing() {
         }
         failed += 1;
         assert_eq!(pid(&gw).await, old);
-        crowd.goes_on().await;
+        for version in Version::ALL {
+            let reply = gw.request(version, get("/")).await;
+            assert_eq!((reply.status, reply.vm()), (200, "a"), "{version:?} after point {point}");
+        }
     }
     assert!(failed >= 10, "after {failed} it was too late");
     if pid(&gw).await != old {
@@ -59,6 +63,7 @@ async fn a_successor_that_fails_changes_nothing() {
     release.notify_waiters();
     rest_of(held).await;
     // And then one that does.
+    let crowd = Crowd::gather(&gw).await;
     install_file(&gw, foregate_tests::binary());
     gw.told(&["upgrade"]).await;
     assert_ne!(pid(&gw).await, old);

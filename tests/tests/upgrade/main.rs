@@ -40,6 +40,9 @@ struct Crowd {
 impl Crowd {
     async fn gather(gw: &Arc<Gateway>) -> Crowd {
         let (over, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        // No two of them ask for the same.
+        static CROWDS: AtomicUsize = AtomicUsize::new(0);
+        let crowd = CROWDS.fetch_add(1, Ordering::Relaxed);
         let (in_vain, mut clients) = (Arc::<Mutex<Vec<String>>>::default(), Vec::new());
         for version in Version::ALL {
             for lasting in [true, false] {
@@ -52,7 +55,7 @@ impl Crowd {
                             client = gw.client(version, "shop.test").await;
                         }
                         number += 1;
-                        let target = format!("/{version:?}/{lasting}/{number}");
+                        let target = format!("/{crowd}/{version:?}/{lasting}/{number}");
                         let reply = match client.send(&get(&target)).await {
                             Ok(reply) => reply,
                             // It was told to go, as every client is at times: then it asks anew.
