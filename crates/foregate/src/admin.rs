@@ -33,7 +33,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::config::{Admin, Listen, Token};
-use crate::control::{Ask, Refused, Reply};
+use crate::control::{self, Ask, Refused, Reply};
 
 use self::routes::Found;
 
@@ -400,12 +400,24 @@ async fn answer(asker: Rc<Asker>, request: Request<Incoming>) -> Result<Response
             Err(message) => return Ok(respond(Err(Refused::new(StatusCode::BAD_REQUEST, message)))),
         },
     };
+    let configures = matches!(
+        request,
+        control::Request::Reload(_) | control::Request::Put { .. } | control::Request::Rollback(_)
+    );
     let (reply, answered) = oneshot::channel();
     let gone = || Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is about to end");
     if asker.asks.send(Ask { request, by: asker.by.clone(), reply: Some(reply) }).is_err() {
         return Ok(respond(Err(gone())));
     }
-    Ok(respond(answered.await.unwrap_or_else(|_| Err(gone()))))
+    let reply = answered.await.unwrap_or_else(|_| Err(gone()));
+    if let Err(refused) = &reply
+        && configures
+    {
+        // Whoever looks after the gateway may not be the one who asked.
+        let (by, path) = (&asker.by, head.uri.path());
+        tracing::error!(by, "{path}: nothing follows:\n{}", refused.message);
+    }
+    Ok(respond(reply))
 }
 
 /// Compared in constant time: how much of a guess was right is not to be measured.

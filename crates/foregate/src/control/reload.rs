@@ -272,21 +272,14 @@ impl Control {
     /// What was being read is there.
     pub(super) async fn finish(&mut self, job: Job, loaded: Result<Loaded, Refused>) {
         let Job { begun, what, by, reply, .. } = job;
-        let how = match &what {
-            What::Serve(serve) => Some(serve.how.clone()),
-            What::Check => None,
-        };
+        let served = matches!(what, What::Serve(_));
         let answer = match (what, loaded) {
             (_, Err(refused)) => Err(refused),
             (What::Check, Ok(loaded)) => Ok(json!({ "done": "ok", "warnings": loaded.warnings })),
             (What::Serve(serve), Ok(loaded)) => self.serve(loaded, serve, begun, &by).await,
         };
-        if let Some(how) = how {
+        if served {
             systemd::ready();
-            // Where nobody waits to hear it, it is told anyway.
-            if let (Err(refused), Some(_)) = (&answer, &reply) {
-                tracing::error!(by, "{how}: nothing follows:\n{}", refused.message);
-            }
         }
         answered(reply, answer);
     }
