@@ -2,6 +2,9 @@
 // Test code: a broken precondition should stop the test where it stands.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use foregate_tests::{
     Authority, Body, Gateway, GatewayBuilder, Origin, Version, check, digest_of, eventually, gateway, get,
     origin, post,
@@ -40,6 +43,45 @@ async fn http2_without_tls() {
     for (backend, keys) in [(format!("h2c://{}", vm.address()), ""), (vm.address(), "protocol = \"h2c\"")] {
         let gw = pool(&backend, keys).start().await;
         serves(&gw, &vm, true).await;
+        gw.stop().await;
+    }
+}
+
+/// RFC 9113, section 8.7: such a request may be made again, whatever its method, on a connection old or new.
+#[tokio::test]
+async fn what_a_vm_does_not_look_at_is_made_again() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let asked = count.clone();
+    let vm = origin()
+        .named("h2c")
+        .http2()
+        .on("/once", move |call| {
+            let asked = asked.clone();
+            Box::pin(async move {
+                match asked.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
+                    true => call.reject(),
+                    false => call.greet().await,
+                }
+            })
+        })
+        .on("/never", |call| Box::pin(async move { call.reject() }))
+        .start()
+        .await;
+    for version in Version::ALL {
+        let gw = pool(&format!("h2c://{}", vm.address()), "").start().await;
+        for request in [post("/once", "").body(Body::Pattern(30_000)), post("/once", "x"), get("/once")] {
+            vm.forget();
+            let method = request.method.clone();
+            assert_eq!(gw.request(version, request).await.status, 200, "{version:?} {method}");
+            let seen = vm.requests();
+            assert_eq!(seen.len(), 2, "{version:?} {method}");
+        }
+        vm.forget();
+        assert_eq!(gw.request(version, post("/once", "").body(Body::Pattern(30_000))).await.status, 200);
+        assert_eq!(vm.requests().last().unwrap().digest, digest_of(30_000), "{version:?}");
+        vm.forget();
+        assert_eq!(gw.request(version, post("/never", "x")).await.status, 502, "{version:?}");
+        assert_eq!(vm.requests().len(), 3, "{version:?}: as often as it may be");
         gw.stop().await;
     }
 }

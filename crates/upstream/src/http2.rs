@@ -1,6 +1,7 @@
 //! One HTTP/2 connection to a VM, shared by the requests of a worker.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::error::Error as _;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -37,7 +38,7 @@ const PING_AFTER: Duration = Duration::from_secs(10);
 const PING_WAIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Http2 {
-    sender: SendRequest<Upload>,
+    sender: SendRequest<Sent>,
     usage: Rc<Usage>,
     /// Counts the request this handle was shared for.
     active: Option<Active>,
@@ -125,7 +126,8 @@ impl Http2 {
         let (response_timeout, idle_timeout) = (outgoing.response_timeout, outgoing.idle_timeout);
         let head_only = outgoing.method == Method::HEAD;
         let (upload, progress) = Upload::new(std::mem::take(&mut outgoing.body), false);
-        let mut request = Request::new(upload);
+        let upload = Sent::new(upload);
+        let mut request = Request::new(upload.clone());
         *request.method_mut() = outgoing.method.clone();
         *request.version_mut() = Version::HTTP_2;
         *request.headers_mut() = std::mem::take(&mut outgoing.headers);
@@ -165,11 +167,13 @@ impl Http2 {
         match answered {
             None => Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None }),
             Some(Err(mut error)) => {
-                let unsent = error.take_message().map(|request| request.into_body().into_body());
+                let untouched = error.take_message().is_some() || is_untouched(error.error());
+                let unsent = untouched.then(|| upload.again()).flatten();
                 let client_side = progress.as_ref().and_then(|progress| progress.failure());
                 Err(SendError { failure: client_side.unwrap_or_else(|| failure(error.into_error())), unsent })
             }
             Some(Ok(response)) => {
+                upload.forget();
                 if let Err(failure) = check_status(response.status()) {
                     return Err(SendError { failure, unsent: None });
                 }
@@ -190,6 +194,66 @@ impl Http2 {
                 Ok(Response::from_parts(parts, Body::stream(body)))
             }
         }
+    }
+}
+
+/// Whether the VM says that it has not looked at the request (RFC 9113, section 8.7), so that anything may be sent again.
+fn is_untouched(error: &hyper::Error) -> bool {
+    let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else { return false };
+    // A stream is told of the VM's GOAWAY only where its number lies beyond the last one that the VM has looked at.
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (refused || error.is_go_away())
+}
+
+/// A request's body as hyper sends it. Where the VM has not looked at it, it is given back; none: there is nothing in it.
+#[derive(Clone)]
+struct Sent(Option<Rc<RefCell<Upload>>>);
+
+impl Sent {
+    fn new(mut upload: Upload) -> Sent {
+        if upload.is_end_stream() {
+            return Sent(None);
+        }
+        upload.keep();
+        Sent(Some(Rc::new(RefCell::new(upload))))
+    }
+
+    /// The whole body once more, if it is still known.
+    fn again(&self) -> Option<Body> {
+        match &self.0 {
+            Some(upload) => upload.borrow_mut().again(),
+            None => Some(Body::Empty),
+        }
+    }
+
+    /// The VM has taken the request.
+    fn forget(&self) {
+        if let Some(upload) = &self.0 {
+            upload.borrow_mut().forget();
+        }
+    }
+}
+
+impl http_body::Body for Sent {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        match &self.0 {
+            Some(upload) => Pin::new(&mut *upload.borrow_mut()).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|upload| upload.borrow().is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |upload| upload.borrow().size_hint())
     }
 }
 

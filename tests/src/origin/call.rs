@@ -295,8 +295,11 @@ impl Call {
         self.side = Side::Gone;
     }
 
-    /// Says that nothing was done with the request, and that it may be sent again (HTTP/3).
+    /// Says that nothing was done with the request, and that it may be sent again (HTTP/2 and HTTP/3).
     pub fn reject(&mut self) {
+        if let Side::Http2 { respond, .. } = &mut self.side {
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+        }
         if let Side::Http3(stream) = &mut self.side {
             stream.reject();
         }

@@ -146,9 +146,8 @@ impl Forwarding<'_> {
                 }
             };
             let (reused, leaves_fields) = (link.reused(), link.leaves_fields());
-            // Whoever keeps connections open meets one that the VM is just closing; only then, or when
-            // the method allows it, is the head needed again.
-            let may_repeat = left > 0 && (reused || again.is_some());
+            // Not only where the method allows it: a VM may be just closing the connection, or not look at the request.
+            let may_repeat = left > 0;
             let hedge_after = again.as_ref().and_then(|again| {
                 // Two at a time do no harm where nothing is changed, a trial is to be heard to its end, and who is stuck to
                 // a VM is to stay there.
