@@ -198,6 +198,47 @@ async fn nobody_waits_for_longer_than_the_queue_allows() {
     }
 }
 
+/// It would be of no use: the VMs do no more for it.
+#[tokio::test]
+async fn a_queue_that_does_not_get_shorter_is_made_shorter() {
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let vm = origin().named("a").on("/slow", |call| {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            call.greet().await;
+        })
+    });
+    let vm = vm.start().await;
+    let gw = with(&one_at_a_time(&[&vm]), "queue = { timeout = \"3s\" }").await;
+    let client = Arc::new(gw.client(Version::H2, "shop.test").await);
+    // Four times what it can do.
+    let (begun, mut early, mut late) = (Instant::now(), Vec::new(), Vec::new());
+    while begun.elapsed() < 2 * TIMEOUT {
+        let (client, asked) = (client.clone(), Instant::now());
+        let reply = tokio::spawn(async move {
+            let reply = client.send(&get("/slow")).await.unwrap();
+            (reply.status, asked.elapsed())
+        });
+        let standing = begun.elapsed() > TIMEOUT + Duration::from_millis(500);
+        if standing { &mut late } else { &mut early }.push(reply);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let (mut longest, mut served) = (Duration::ZERO, 0);
+    for reply in early {
+        longest = longest.max(reply.await.unwrap().1);
+    }
+    assert!(longest > TIMEOUT * 2 / 3, "a burst has its time: {longest:?}");
+    for reply in late {
+        let (status, took) = reply.await.unwrap();
+        assert!([200, 503].contains(&status), "{status}");
+        assert!(took < TIMEOUT * 2 / 3, "{status} after {took:?}");
+        served += usize::from(status == 200);
+    }
+    assert!(served >= 8, "{served}");
+    assert!(!gw.log().having(&["turned away", "waited too long"]).is_empty());
+    gw.stop().await;
+}
+
 #[tokio::test]
 async fn who_leaves_makes_room_in_the_queue() {
     for version in Version::ALL {

@@ -2,11 +2,12 @@
 //! it, what is said about the client is true, and a host is named exactly once.
 
 use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
 
 use http::header::{
     ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, EXPECT, FORWARDED, HOST,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
-    WWW_AUTHENTICATE,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RETRY_AFTER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE, VIA, WWW_AUTHENTICATE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
@@ -252,6 +253,16 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// For how long whoever answers wants to be left alone (RFC 9110, section 10.2.3), in seconds or until a date.
+#[must_use]
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok()
+}
+
 /// Gives a response the `Date` every origin and gateway owes (RFC 9110, section 6.6.1).
 pub fn ensure_date(headers: &mut HeaderMap) {
     if !headers.contains_key(DATE) {
@@ -262,7 +273,7 @@ pub fn ensure_date(headers: &mut HeaderMap) {
 /// Now, as `Date` writes it; formatted once a second for each thread.
 fn date() -> HeaderValue {
     use std::cell::RefCell;
-    use std::time::{Duration, Instant, SystemTime};
+    use std::time::Instant;
 
     thread_local! {
         static LAST: RefCell<Option<(Instant, HeaderValue)>> = const { RefCell::new(None) };
@@ -283,6 +294,21 @@ fn date() -> HeaderValue {
 mod tests {
     use super::*;
     use http::Request;
+
+    #[test]
+    fn a_rest_is_asked_for_in_seconds_or_until_a_date() {
+        let asked = |text: &str| {
+            retry_after(&HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(text).unwrap())]))
+        };
+        assert_eq!(asked("120"), Some(Duration::from_secs(120)));
+        assert_eq!(asked(" 0 "), Some(Duration::ZERO));
+        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
+        assert!((98..=100).contains(&asked(&date).unwrap().as_secs()));
+        for none in ["", "-1", "soon", "1.5", "99999999999999999999999", "Fri, 31 Dec 1999 23:59:59 GMT"] {
+            assert_eq!(asked(none), None, "{none}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
 
     fn parts(target: &str, version: Version, hosts: &[&str]) -> Parts {
         let mut request = Request::builder().uri(target).version(version);

@@ -170,6 +170,20 @@ impl Circuit {
         aside
     }
 
+    /// The VM, which was just set aside, asks for so long a rest: it gets that, as far as one may be set aside for so long,
+    /// and is not tried before, whatever probes say. For how long it is aside now.
+    pub(crate) fn rest(&self, asked: Duration, now: u64, eject: Duration) -> Duration {
+        let asked = later(now, asked.min(eject.saturating_mul(1 << MAX_DOUBLINGS)));
+        let until = self.until.load(Ordering::Relaxed);
+        if until != 0 && until < asked {
+            let Mark(time) = self.mark();
+            self.tried.store(time, Ordering::Relaxed);
+            // Unless something else has just happened.
+            _ = self.until.compare_exchange(until, asked, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        Duration::from_nanos(self.until.load(Ordering::Relaxed).saturating_sub(now))
+    }
+
     /// Takes the VM back. False: it was never set aside.
     pub(crate) fn close(&self, now: u64) -> bool {
         self.failures.store(0, Ordering::Relaxed);
@@ -350,6 +364,22 @@ mod tests {
         circuit.open(4 * SECOND, EJECT);
         circuit.hasten(5 * SECOND);
         assert_eq!(circuit.enter(6 * SECOND, EJECT), None);
+    }
+
+    #[test]
+    fn who_asks_for_a_rest_gets_it() {
+        let circuit = Circuit::default();
+        assert_eq!(circuit.rest(EJECT, SECOND, EJECT), Duration::ZERO);
+        assert!(circuit.is_closed(), "who is not set aside is not by that");
+        for (asks, gets) in [(5, 30), (90, 90), (100_000, 480)] {
+            circuit.open(SECOND, EJECT);
+            assert_eq!(circuit.rest(Duration::from_secs(asks), SECOND, EJECT).as_secs(), gets, "{asks}");
+            circuit.hasten(2 * SECOND);
+            assert_eq!(circuit.admits(3 * SECOND), asks == 5, "its probes may go well all the time");
+            assert!(circuit.admits((gets + 1) * SECOND));
+            assert!(circuit.close(SECOND));
+            circuit.ejections.store(0, Ordering::Relaxed);
+        }
     }
 
     #[test]

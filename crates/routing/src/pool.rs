@@ -377,8 +377,19 @@ impl Pool {
 
     /// A place in the line for a VM; none: too many wait already. Whoever [is first](Waiting::is_first) asks
     /// [`pick`](Pool::pick) once more before waiting. Clients take turns.
-    pub fn enter_queue(&self, priority: i32, client: IpAddr) -> Option<Waiting> {
-        self.line.enter(self.queue.length, priority, client_key(client))
+    pub fn enter_queue(&self, priority: i32, client: IpAddr, now_nanos: u64) -> Option<Waiting> {
+        self.line.enter(self.queue.length, priority, client_key(client), now_nanos)
+    }
+
+    /// Whether one who has waited in the queue for so long is to go before its time, because the queue does not get shorter.
+    #[must_use]
+    pub fn queue_stands(&self, waited: Duration, now_nanos: u64) -> bool {
+        self.line.stands(&self.queue, waited, now_nanos)
+    }
+
+    /// There was no VM that could have made the queue shorter.
+    pub fn excuse_queue(&self, now_nanos: u64) {
+        self.line.begin_anew(now_nanos);
     }
 
     /// Requests being served by its members, or waiting for one.

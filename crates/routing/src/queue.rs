@@ -3,6 +3,10 @@
 //! Clients take turns: who asks for very much waits behind itself, and keeps nobody else. Of the turns that the requests of
 //! one client would have without the others, the earliest is called first (start-time fair queueing).
 //!
+//! A line that has not been empty for as long as anybody may wait in it does not help any more: the VMs do no more for it, and
+//! everybody waits. Then whoever has waited for a quarter of that time goes, so that all wait less, and the line is soon gone
+//! when the load is (as CoDel does with packets).
+//!
 //! The lock is touched only by those who wait and those who call them: as long as nobody waits, a request that ends costs
 //! one load.
 #![allow(
@@ -15,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -34,10 +38,19 @@ impl Default for QueueSpec {
     }
 }
 
+impl QueueSpec {
+    /// How long one may wait while the line does not get shorter.
+    fn patience(&self) -> Option<Duration> {
+        self.timeout.map(|timeout| timeout / 4)
+    }
+}
+
 /// The requests of one pool that wait, of all workers and under all snapshots.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     waiting: AtomicUsize,
+    /// Nanoseconds, since when it has not been empty.
+    since: AtomicU64,
     line: Mutex<Line>,
 }
 
@@ -99,10 +112,19 @@ impl Queue {
     }
 
     /// Takes a place; none: `length` of them are taken.
-    pub(crate) fn enter(self: &Arc<Queue>, length: usize, priority: i32, client: u64) -> Option<Waiting> {
+    pub(crate) fn enter(
+        self: &Arc<Queue>,
+        length: usize,
+        priority: i32,
+        client: u64,
+        now: u64,
+    ) -> Option<Waiting> {
         let mut line = self.lock();
         if line.places.len() >= length {
             return None;
+        }
+        if line.places.is_empty() {
+            self.begin_anew(now);
         }
         let turn = line.turn_of(client);
         let place = Place { urgency: std::cmp::Reverse(priority), turn, number: line.next };
@@ -110,6 +132,18 @@ impl Queue {
         line.places.insert(place, None);
         self.count(&line);
         Some(Waiting { queue: self.clone(), place, served: false })
+    }
+
+    /// Whether one who has waited for so long is to go before its time.
+    pub(crate) fn stands(&self, spec: &QueueSpec, waited: Duration, now: u64) -> bool {
+        let (Some(timeout), Some(patience)) = (spec.timeout, spec.patience()) else { return false };
+        let stood = now.saturating_sub(self.since.load(Ordering::Relaxed));
+        waited >= patience && u128::from(stood) >= timeout.as_nanos()
+    }
+
+    /// How long it has not been empty counts from now on.
+    pub(crate) fn begin_anew(&self, now: u64) {
+        self.since.store(now, Ordering::Relaxed);
     }
 
     /// A VM has room for one more: calls the next.
@@ -227,7 +261,8 @@ mod tests {
     #[test]
     fn who_came_first_is_called_first_and_the_urgent_before() {
         let queue = Arc::new(Queue::default());
-        let mut all: Vec<_> = [0, 0, 10, -1, 10].map(|priority| queue.enter(9, priority, 1).unwrap()).into();
+        let mut all: Vec<_> =
+            [0, 0, 10, -1, 10].map(|priority| queue.enter(9, priority, 1, 0).unwrap()).into();
         let mut order = Vec::new();
         for _ in 0..5 {
             queue.call();
@@ -241,7 +276,7 @@ mod tests {
     #[test]
     fn clients_take_turns() {
         let queue = Arc::new(Queue::default());
-        let mut all: Vec<_> = [1, 1, 1, 1].map(|client| queue.enter(99, 0, client).unwrap()).into();
+        let mut all: Vec<_> = [1, 1, 1, 1].map(|client| queue.enter(99, 0, client, 0).unwrap()).into();
         let mut order = Vec::new();
         let mut call = |all: &mut [Waiting], times| {
             for _ in 0..times {
@@ -252,24 +287,43 @@ mod tests {
             order.clone()
         };
         assert_eq!(call(&mut all, 1), [0]);
-        all.extend([2, 2, 3, 1].map(|client| queue.enter(99, 0, client).unwrap()));
+        all.extend([2, 2, 3, 1].map(|client| queue.enter(99, 0, client, 0).unwrap()));
         // The others are there only now: what the first has had is no debt.
         assert_eq!(call(&mut all, 7), [0, 4, 6, 1, 5, 2, 3, 7]);
         assert!(queue.is_empty());
         // Once nobody waits all begin anew.
         all.clear();
-        let mut all: Vec<_> = [1, 2].map(|client| queue.enter(99, 0, client).unwrap()).into();
+        let mut all: Vec<_> = [1, 2].map(|client| queue.enter(99, 0, client, 0).unwrap()).into();
         queue.call();
         assert_eq!(called(&mut all), [0]);
     }
 
     #[test]
+    fn a_line_that_does_not_get_shorter_is_made_shorter() {
+        const SECOND: u64 = 1_000_000_000;
+        let (queue, spec) = (Arc::new(Queue::default()), QueueSpec::default());
+        let (short, long) = (Duration::from_millis(1249), Duration::from_millis(1250));
+        let first = queue.enter(9, 0, 1, SECOND).unwrap();
+        let second = queue.enter(9, 0, 1, 2 * SECOND).unwrap();
+        assert!(!queue.stands(&spec, long, 6 * SECOND - 1), "it may be a burst");
+        drop(first);
+        assert!(queue.stands(&spec, long, 6 * SECOND) && !queue.stands(&spec, short, 6 * SECOND));
+        let endless = QueueSpec { timeout: None, ..spec.clone() };
+        assert!(!queue.stands(&endless, long, 100 * SECOND));
+        queue.begin_anew(6 * SECOND);
+        assert!(!queue.stands(&spec, long, 10 * SECOND));
+        drop(second);
+        let _third = queue.enter(9, 0, 1, 20 * SECOND).unwrap();
+        assert!(!queue.stands(&spec, long, 24 * SECOND), "it was empty");
+    }
+
+    #[test]
     fn who_has_gone_is_forgotten() {
         let queue = Arc::new(Queue::default());
-        let _stays = queue.enter(9, 0, 0).unwrap();
+        let _stays = queue.enter(9, 0, 0, 0).unwrap();
         for client in 1..10_000 {
             for _ in 0..3 {
-                drop(queue.enter(9, 0, client).unwrap());
+                drop(queue.enter(9, 0, client, 0).unwrap());
             }
             assert!(queue.lock().last.len() <= FORGOTTEN + 2, "{client}");
         }
@@ -286,20 +340,20 @@ mod tests {
     #[test]
     fn it_is_bounded() {
         let queue = Arc::new(Queue::default());
-        let one = queue.enter(2, 0, 1).unwrap();
-        let two = queue.enter(2, 0, 1).unwrap();
+        let one = queue.enter(2, 0, 1, 0).unwrap();
+        let two = queue.enter(2, 0, 1, 0).unwrap();
         assert!(one.is_first() && !two.is_first());
-        assert!(queue.enter(2, 9, 1).is_none(), "however urgent");
+        assert!(queue.enter(2, 9, 1, 0).is_none(), "however urgent");
         drop(one);
-        assert!(queue.enter(2, 0, 1).is_some());
-        assert!(Arc::new(Queue::default()).enter(0, 0, 1).is_none());
+        assert!(queue.enter(2, 0, 1, 0).is_some());
+        assert!(Arc::new(Queue::default()).enter(0, 0, 1, 0).is_none());
     }
 
     #[test]
     fn a_call_wakes_one() {
         let (queue, count) = (Arc::new(Queue::default()), Arc::new(Count::default()));
         let waker = Waker::from(count.clone());
-        let mut all: Vec<_> = (0..3).map(|_| queue.enter(9, 0, 1).unwrap()).collect();
+        let mut all: Vec<_> = (0..3).map(|_| queue.enter(9, 0, 1, 0).unwrap()).collect();
         for waiting in &mut all {
             assert!(Pin::new(waiting).poll(&mut Context::from_waker(&waker)).is_pending());
         }
@@ -310,14 +364,14 @@ mod tests {
     #[test]
     fn who_is_called_and_goes_passes_it_on() {
         let queue = Arc::new(Queue::default());
-        let mut all: Vec<_> = (0..3).map(|_| queue.enter(9, 0, 1).unwrap()).collect();
+        let mut all: Vec<_> = (0..3).map(|_| queue.enter(9, 0, 1, 0).unwrap()).collect();
         queue.call();
         assert_eq!(called(&mut all), [0]);
         drop(all.remove(0));
         assert_eq!(called(&mut all), [0], "the next");
         all.remove(0).leave();
         assert_eq!(called(&mut all), [0; 0], "it has used it");
-        let (mut last, first) = (queue.enter(9, 0, 1).unwrap(), all.remove(0));
+        let (mut last, first) = (queue.enter(9, 0, 1, 0).unwrap(), all.remove(0));
         assert!(first.is_first());
         first.leave();
         assert!(is_called(&mut last), "it was not called: there may be more");
@@ -329,7 +383,7 @@ mod tests {
     #[test]
     fn who_came_too_late_keeps_its_place() {
         let queue = Arc::new(Queue::default());
-        let mut all: Vec<_> = (0..2).map(|_| queue.enter(9, 0, 1).unwrap()).collect();
+        let mut all: Vec<_> = (0..2).map(|_| queue.enter(9, 0, 1, 0).unwrap()).collect();
         queue.call();
         assert_eq!(called(&mut all), [0]);
         assert!(all[0].stay(), "it had left");

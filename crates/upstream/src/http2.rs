@@ -199,7 +199,9 @@ impl Http2 {
 
 /// Whether the VM says that it has not looked at the request (RFC 9113, section 8.7), so that anything may be sent again.
 fn is_untouched(error: &hyper::Error) -> bool {
-    let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else { return false };
+    let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else {
+        return false;
+    };
     // A stream is told of the VM's GOAWAY only where its number lies beyond the last one that the VM has looked at.
     let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
     error.is_remote() && (refused || error.is_go_away())
@@ -238,10 +240,7 @@ impl http_body::Body for Sent {
     type Data = Bytes;
     type Error = Failure;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         match &self.0 {
             Some(upload) => Pin::new(&mut *upload.borrow_mut()).poll_frame(cx),
             None => Poll::Ready(None),

@@ -196,8 +196,7 @@ impl Forwarding<'_> {
                     let vitals = &attempt.member.endpoint.vitals;
                     vitals.observe_latency(took, now);
                     pool.observe(took);
-                    let well = !pool.retry.covers(Cause::Status(response.status()));
-                    judge(pool, &attempt, well, now);
+                    let well = judge_answer(pool, &attempt, &response, now);
                     if response.body().is_end_stream() || matches!(response.body(), Body::Full(_)) {
                         vitals.cut(false);
                     }
@@ -334,7 +333,8 @@ impl Forwarding<'_> {
             return Err(Without::Usable);
         }
         let priority = self.matched.route.policy.queue_priority;
-        let Some(mut waiting) = pool.enter_queue(priority, self.variables.client_ip) else {
+        let client = self.variables.client_ip;
+        let Some(mut waiting) = pool.enter_queue(priority, client, clock::now_nanos()) else {
             return Err(Without::Room);
         };
         let mut own_turn = waiting.is_first();
@@ -356,8 +356,11 @@ impl Forwarding<'_> {
             let look = Instant::now() + LOOK;
             let until = wait.map(|limit| begun + limit);
             let next = until.map_or(look, |until| until.min(look));
-            if timeout_at(next, &mut waiting).await.is_err() && until == Some(next) {
-                return Err(Without::Time);
+            if timeout_at(next, &mut waiting).await.is_err() {
+                let stands = || pool.queue_stands(begun.elapsed(), clock::now_nanos());
+                if until == Some(next) || stands() {
+                    return Err(Without::Time);
+                }
             }
             own_turn = true;
         }
@@ -376,6 +379,7 @@ impl Forwarding<'_> {
             Sleep::Wakes => {}
             Sleep::Deaf => return false,
         }
+        pool.excuse_queue(clock::now_nanos());
         *wait = wait.map(|wait| wait.max(wake.timeout));
         true
     }
@@ -605,6 +609,21 @@ pub(super) fn judge(pool: &Pool, attempt: &Attempt<'_>, well: bool, now: u64) {
     if let Some(verdict) = pool.judge(attempt.index, attempt.entry, well, now) {
         announce(pool, attempt.member, verdict);
     }
+}
+
+/// Takes in what a VM has answered; whether that is well.
+fn judge_answer(pool: &Pool, attempt: &Attempt<'_>, response: &Response<Body>, now: u64) -> bool {
+    let well = !pool.retry.covers(Cause::Status(response.status()));
+    let mut verdict = pool.judge(attempt.index, attempt.entry, well, now);
+    if let Some(Verdict::SetAside(_)) = verdict
+        && let Some(rest) = head::retry_after(response.headers())
+    {
+        verdict = pool.let_rest(attempt.index, rest, now);
+    }
+    if let Some(verdict) = verdict {
+        announce(pool, attempt.member, verdict);
+    }
+    well
 }
 
 /// Says what live traffic has changed.

@@ -64,6 +64,13 @@ impl Pool {
         Some(Verdict::SetAside(circuit.open(now_nanos, outlier.eject)))
     }
 
+    /// A member that was just set aside asks for so long a rest (`Retry-After`); for how long it is aside now.
+    pub fn let_rest(&self, index: usize, asked: Duration, now_nanos: u64) -> Option<Verdict> {
+        let outlier = self.outlier.as_ref()?;
+        let circuit = &self.members.get(index)?.endpoint.vitals.circuit;
+        Some(Verdict::SetAside(circuit.rest(asked, now_nanos, outlier.eject)))
+    }
+
     /// When members are set aside; none: never.
     pub fn outlier(&self) -> Option<&Outlier> {
         self.outlier.as_ref()

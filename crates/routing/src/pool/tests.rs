@@ -313,7 +313,7 @@ fn whoever_waits_is_called() {
             let at_once = if pool.others_wait() { None } else { pick() };
             let pick = at_once.unwrap_or_else(|| {
                 waited.fetch_add(1, Ordering::SeqCst);
-                let mut waiting = pool.enter_queue(0, [127, 0, 0, 1].into()).unwrap();
+                let mut waiting = pool.enter_queue(0, [127, 0, 0, 1].into(), 0).unwrap();
                 let mut own_turn = waiting.is_first();
                 loop {
                     if own_turn && let Some(pick) = pick() {
