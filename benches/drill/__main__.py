@@ -15,7 +15,7 @@ import time
 
 from compare import machine
 
-from . import tenants
+from . import crowd, tenants
 from .scene import SERVER, Namespace, Vm
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -144,6 +144,7 @@ def main():
     parser = argparse.ArgumentParser(prog="scripts/drill", description=__doc__)
     parser.add_argument("--versions", nargs="*", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--crowd", action="store_true", help="three times as many strangers as the gateway itself can let in; needs root, for a control group")
     parser.add_argument("--tenants", action="store_true", help="what one tenant in trouble costs another, and overload")
     parser.add_argument("--no-build", action="store_true", help="with what target/release holds")
     options = parser.parse_args()
@@ -151,6 +152,8 @@ def main():
     if not options.no_build:
         words = ["cargo", "build", "--release", "--locked", "-p", "foregate", "-p", "foregate-bench"]
         subprocess.run(words, check=True, cwd=ROOT)
+    if options.crowd:
+        return crowd.main(target / "release")
     if options.tenants:
         return tenants.main(target / "release")
     print("| The VM | Version | Requests that failed | Attempts that met it | The last one after | Its full share again after | p99 |")

@@ -1,11 +1,12 @@
 //! A small HTTP/3 load generator: so many connections, so many requests at a time on each, for so long.
 //!
-//! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds] [fresh | idle | users RATE | browsers RATE]` prints
+//! `h3load https://127.0.0.1:8443/1k [connections] [streams] [seconds] [fresh | idle | users RATE | browsers RATE | strangers PATIENCE]` prints
 //! `REQUESTS requests, FAILED failed, SECONDS s`. With `fresh` every request has a connection of its own, with
 //! a full handshake; with `idle` every connection makes one request and is then kept until the time is over. With
 //! `users` each connection is a user who asks so often in a second, whatever the answers do; the latency follows, as
 //! `tlsload` prints it. `browsers` are users who ask once more over a new connection where the old one ended before an
-//! answer began. SIGINT ends the time of users.
+//! answer began. With `strangers` so many new ones come each second, with a connection and one request, and leave when they
+//! have not been answered after so many seconds. SIGINT ends the time of users.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its purpose")]
 
@@ -34,6 +35,8 @@ enum Mode {
     Fresh,
     /// One request, and then nothing.
     Idle,
+    /// One request, and none if that takes too long.
+    Stranger { patience: Duration },
     /// So many a second, the first at this part of the interval.
     User { rate: u32, phase: f64, browses: bool },
 }
@@ -51,7 +54,7 @@ async fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let Some(url) = words.next() else {
         eprintln!(
-            "usage: h3load URL [connections] [streams] [seconds] [fresh | idle | users RATE | browsers RATE]"
+            "usage: h3load URL [connections] [streams] [seconds] [fresh | idle | users RATE | browsers RATE | strangers PATIENCE]"
         );
         return ExitCode::from(2);
     };
@@ -63,6 +66,7 @@ async fn main() -> ExitCode {
     let mode = match words.next().as_deref() {
         Some("fresh") => Mode::Fresh,
         Some("idle") => Mode::Idle,
+        Some("strangers") => Mode::Stranger { patience: Duration::from_secs(number(words.next(), 2)) },
         Some(word @ ("users" | "browsers")) => {
             let rate = u32::try_from(number(words.next(), 1)).unwrap_or(1).max(1);
             Mode::User { rate, phase: 0.0, browses: word == "browsers" }
@@ -90,6 +94,10 @@ struct Target {
 impl Target {
     async fn connect(&self) -> Result<quinn::Connection, Failure> {
         let _turn = self.handshakes.acquire().await?;
+        self.dial().await
+    }
+
+    async fn dial(&self) -> Result<quinn::Connection, Failure> {
         Ok(self.endpoint.connect_with(self.config.clone(), self.address, &self.name)?.await?)
     }
 }
@@ -113,7 +121,17 @@ async fn run(url: &str, connections: u64, time: Duration, mode: Mode) -> Result<
     let mut tasks = tokio::task::JoinSet::new();
     let over = foregate_bench::over_by_signal()?;
     let begun = Instant::now();
-    for number in 0..connections {
+    if let Mode::Stranger { patience } = mode {
+        let interval = time.div_f64(time.as_secs_f64() * connections as f64);
+        let mut due = begun;
+        while due < begun + time && !over.load(Ordering::Relaxed) {
+            tokio::time::sleep_until(due.into()).await;
+            tasks.spawn(stranger(target.clone(), uri.clone(), (due, due + patience), count.clone()));
+            while tasks.try_join_next().is_some() {}
+            due += interval;
+        }
+    }
+    for number in 0..if matches!(mode, Mode::Stranger { .. }) { 0 } else { connections } {
         let phase = number as f64 / connections as f64;
         let mode = match mode {
             Mode::User { rate, browses, .. } => Mode::User { rate, phase, browses },
@@ -183,6 +201,26 @@ async fn user(
         due += interval;
     }
     count.latencies.lock().unwrap_or_else(PoisonError::into_inner).append(&mut latencies);
+    Ok(())
+}
+
+/// Comes, asks once, and goes.
+async fn stranger(
+    target: Arc<Target>,
+    uri: http::Uri,
+    (due, until): (Instant, Instant),
+    count: Arc<Count>,
+) -> Result<(), Failure> {
+    let visit = async {
+        let mut link = Link::over(target.dial().await?).await?;
+        exchange(&mut link.sender, &uri).await
+    };
+    if let Ok(Ok(())) = tokio::time::timeout_at(until.into(), visit).await {
+        count.done.fetch_add(1, Ordering::Relaxed);
+        count.latencies.lock().unwrap_or_else(PoisonError::into_inner).push(due.elapsed());
+    } else {
+        count.failed.fetch_add(1, Ordering::Relaxed);
+    }
     Ok(())
 }
 

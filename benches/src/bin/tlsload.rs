@@ -7,6 +7,8 @@
 //! tlsload idle    h1|h2 URL CONNECTIONS SECONDS         one request on each, and then nothing
 //! tlsload users   h1|h2 URL USERS       SECONDS RATE    each asks so often in a second, whatever the answers do
 //! tlsload callers h1|h2 URL USERS       SECONDS RATE    the same with a connection and a full handshake each time
+//! tlsload strangers h1|h2 URL RATE      SECONDS PATIENCE so many new ones a second, each with a connection and one request,
+//!                                                       who leave when they have not been answered after so many seconds
 //! tlsload browsers h1|h2 URL USERS      SECONDS RATE    users who go when they are told to, and ask once more over a new
 //!                                                       connection where the old one ended before an answer began
 //! ```
@@ -38,7 +40,8 @@ use tokio_rustls::client::TlsStream;
 
 /// Handshakes at a time: a server may refuse more than it can take just now.
 const HANDSHAKES: usize = 64;
-const USAGE: &str = "usage: tlsload fresh|resumed|idle|users|callers|browsers h1|h2 URL COUNT SECONDS [RATE]";
+const USAGE: &str =
+    "usage: tlsload fresh|resumed|idle|users|callers|strangers|browsers h1|h2 URL COUNT SECONDS [RATE]";
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -53,6 +56,7 @@ enum Mode {
     Resumed,
     Idle,
     Users { rate: f64, manners: Manners },
+    Strangers { patience: Duration },
 }
 
 /// What a user does beside asking.
@@ -112,6 +116,9 @@ async fn run(words: &[String]) -> Result<(), Failure> {
         ("idle", []) => Mode::Idle,
         ("users", [rate]) => Mode::Users { rate: rate.parse()?, manners: Manners::Keep },
         ("callers", [rate]) => Mode::Users { rate: rate.parse()?, manners: Manners::Call },
+        ("strangers", [patience]) => {
+            Mode::Strangers { patience: Duration::try_from_secs_f64(patience.parse()?)? }
+        }
         ("browsers", [rate]) => Mode::Users { rate: rate.parse()?, manners: Manners::Browse },
         _ => return Err(USAGE.into()),
     };
@@ -134,6 +141,16 @@ async fn run(words: &[String]) -> Result<(), Failure> {
     };
     let mut tasks = JoinSet::new();
     let users: u32 = count.parse()?;
+    if let Mode::Strangers { patience } = mode {
+        let latencies = strangers(&job, users, patience).await?;
+        println!(
+            "{} requests, {} failed",
+            job.count.done.load(Ordering::Relaxed),
+            job.count.failed.load(Ordering::Relaxed)
+        );
+        println!("{}", foregate_bench::percentiles(latencies));
+        return Ok(());
+    }
     for number in 0..users {
         tasks.spawn(user(job.clone(), f64::from(number) / f64::from(users)));
     }
@@ -161,6 +178,39 @@ async fn run(words: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Those who come, ask once and go; how long those waited who were answered.
+async fn strangers(job: &Job, rate: u32, patience: Duration) -> Result<Vec<Duration>, Failure> {
+    let alpn: &[u8] = if job.http2 { b"h2" } else { b"http/1.1" };
+    let tls = Arc::new(foregate_bench::tls_client(alpn, Resumption::disabled())?);
+    let (interval, mut due) = (Duration::from_secs(1) / rate, job.begun);
+    let (mut tasks, mut latencies) = (JoinSet::new(), Vec::new());
+    while due < job.until && !job.over.load(Ordering::Relaxed) {
+        tokio::time::sleep_until(due.into()).await;
+        let (job, tls) = (job.clone(), tls.clone());
+        tasks.spawn(async move {
+            let visit = async {
+                let mut link = Link::dial(&job, &tls).await?;
+                let got = link.get(&job.uri).await;
+                link.close().await;
+                got
+            };
+            let got = tokio::time::timeout_at((due + patience).into(), visit).await;
+            let got = got.unwrap_or_else(|_| Err("not in time".into()));
+            let took = got.is_ok().then(|| due.elapsed());
+            job.tally(got);
+            took
+        });
+        while let Some(took) = tasks.try_join_next() {
+            latencies.extend(took?);
+        }
+        due += interval;
+    }
+    while let Some(took) = tasks.join_next().await {
+        latencies.extend(took?);
+    }
+    Ok(latencies)
+}
+
 /// What one connection after the other, or one user, does. `phase`: where in the first interval a user begins.
 async fn user(job: Job, phase: f64) -> Result<Vec<Duration>, Failure> {
     let resumption = if job.mode == Mode::Resumed {
@@ -185,6 +235,8 @@ async fn user(job: Job, phase: f64) -> Result<Vec<Duration>, Failure> {
             job.tally(link.get(&job.uri).await);
             tokio::time::sleep_until(job.until.into()).await;
         }
+        // They have no turns.
+        Mode::Strangers { .. } => {}
         Mode::Users { rate, manners } => {
             let mut link = Link::open(&job, &tls).await?;
             let interval = Duration::try_from_secs_f64(1.0 / rate)?;
@@ -233,6 +285,10 @@ enum Link {
 impl Link {
     async fn open(job: &Job, tls: &Arc<ClientConfig>) -> Result<Link, Failure> {
         let _turn = job.handshakes.acquire().await?;
+        Link::dial(job, tls).await
+    }
+
+    async fn dial(job: &Job, tls: &Arc<ClientConfig>) -> Result<Link, Failure> {
         let stream = TcpStream::connect(job.address).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::try_from("localhost")?;

@@ -8,6 +8,7 @@ mod accept;
 mod advertise;
 mod answer;
 mod diagnostics;
+mod door;
 mod drain;
 mod gateway;
 mod h1;

@@ -10,6 +10,7 @@
 
 mod cid;
 mod endpoint;
+mod gate;
 mod handshake;
 mod keys;
 mod path;

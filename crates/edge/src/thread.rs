@@ -1,5 +1,6 @@
 //! The life of a worker's thread: it listens, does as it is told, and lets what runs come to its end.
 
+use std::future::ready;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
@@ -9,9 +10,11 @@ use foregate_exchange::clock;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use crate::accept;
+use crate::door::Door;
 use crate::drain::Phase;
 use crate::gateway::Shared;
 use crate::listen::{Opened, Way};
@@ -101,7 +104,7 @@ pub(crate) fn live(shared: Shared, number: u16, mut orders: UnboundedReceiver<Or
                         tokio::task::spawn_local(part(worker.clone(), listener, limit));
                     }
                     // The accept loops take what the kernel has accepted for them, and close their sockets.
-                    tokio::task::yield_now().await;
+                    yield_now().await;
                     _ = report.send(Ok(()));
                 }
                 Some(Order::Look) => _ = worker.current(),
@@ -185,22 +188,45 @@ fn adopt(worker: &Worker, sockets: Vec<(u64, UdpSocket)>) -> Result<(), String> 
     Ok(())
 }
 
-/// Accepts from when the listener serves until it drains. In between it awaits nothing but `accept`.
+/// Accepts from when the listener serves until it drains. In between it awaits nothing but `accept`, and lets in one at a
+/// time.
 async fn accept_tcp(worker: Rc<Worker>, listener: Rc<Listener>, socket: TcpListener, secure: bool) {
     listener.drain.reached(Phase::Serving).await;
     if !listener.serves() {
         // It never did: what waits there is another process's.
         return;
     }
-    loop {
+    let mut door = Door::new();
+    while listener.serves() {
         let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
-            () = listener.drain.reached(Phase::Draining) => break,
+            biased;
+            accepted = socket.accept(), if door.takes(Instant::now()) => Some(accepted),
+            () = listener.drain.reached(Phase::Draining) => None,
+            () = ready(()), if !door.is_empty() => None,
         };
         match accepted {
-            Ok(accepted) => admit(&worker, &listener, accepted, secure),
-            Err(error) => refused(&error).await,
+            Some(Ok(accepted)) => {
+                if let Some((_, address)) = door.wait(accepted, Instant::now()) {
+                    worker.turned_away(address);
+                }
+                continue;
+            }
+            Some(Err(error)) => refused(&error).await,
+            None => {}
         }
+        while door.next().is_some_and(|accepted| !admit(&worker, &listener, accepted, secure)) {}
+        match door.is_empty() {
+            true => {
+                if let Some(turned_away) = door.over(Instant::now()) {
+                    tracing::info!(turned_away, "everybody is let in again");
+                }
+            }
+            // Whoever is in comes first.
+            false => yield_now().await,
+        }
+    }
+    while let Some(accepted) = door.next() {
+        admit(&worker, &listener, accepted, secure);
     }
     // What the kernel has accepted for us already would be reset when the socket closes: all of it, so not in the turns in
     // which the runtime lets tasks have their way.
@@ -211,7 +237,7 @@ async fn accept_tcp(worker: Rc<Worker>, listener: Rc<Listener>, socket: TcpListe
             Ok((TcpStream::from_std(stream)?, address))
         });
         match accepted {
-            Ok(accepted) => admit(&worker, &listener, accepted, secure),
+            Ok(accepted) => _ = admit(&worker, &listener, accepted, secure),
             Err(error) if is_of_one(&error) => {}
             // Mostly that nothing waits any more.
             Err(_) => return,
@@ -219,19 +245,24 @@ async fn accept_tcp(worker: Rc<Worker>, listener: Rc<Listener>, socket: TcpListe
     }
 }
 
+/// Serves a connection, if the limits allow it.
 fn admit(
     worker: &Rc<Worker>,
     listener: &Rc<Listener>,
     (stream, address): (TcpStream, SocketAddr),
     secure: bool,
-) {
+) -> bool {
     let address = canonical(address);
     match worker.connections.admit(address.ip(), true) {
         Ok(permit) => {
             let worker = worker.clone();
             listener.serve(|entered| accept::serve(worker, entered, stream, address, permit, secure));
+            true
         }
-        Err(full) => full.log(worker, address),
+        Err(full) => {
+            full.log(worker, address);
+            false
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -168,6 +169,13 @@ impl Worker {
         let lines = if of == second { lines + 1 } else { 1 };
         self.said.set((second, lines));
         lines <= LINES_PER_SECOND
+    }
+
+    /// Nobody has had the time to let this client in.
+    pub(crate) fn turned_away(&self, peer: SocketAddr) {
+        if self.may_log() {
+            tracing::warn!(%peer, "connection closed: more come than can be let in, and the newest are first");
+        }
     }
 
     /// A random number (xorshift64*).

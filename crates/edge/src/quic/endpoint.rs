@@ -1,7 +1,7 @@
 //! Accepting connections: whose address must be proven first, and what a connection may hold.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::future::{Future, ready};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::pin::pin;
@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout};
 
 use super::path::Paths;
 use super::{Handshake, Keys, Port, WorkerSocket};
+use crate::door::Door;
 use crate::h3;
 use crate::limit::{Full, Permit};
 use crate::listener::Listener;
@@ -231,19 +232,34 @@ async fn accept(worker: Rc<Worker>, entrance: Rc<Entrance>, keys: Keys) {
     let mut acceptor = Acceptor { worker, entrance, keys, half_open: Rc::new(()), configured: None };
     // For how long handshakes may still follow one another: half as long as others ran.
     let mut share = Duration::ZERO;
+    let mut door = Door::new();
     loop {
-        let incoming = tokio::select! {
+        let (gate, now) = (&acceptor.entrance.socket.gate, Instant::now());
+        door.keep_out(gate.take_kept_out(), now);
+        gate.set(door.room(now));
+        tokio::select! {
             biased;
             () = acceptor.entrance.changed.notified() => {
                 if acceptor.entrance.listeners.borrow().is_empty() {
                     break;
                 }
-                acceptor.take_waiting().await;
+                acceptor.take_waiting(&mut door).await;
                 continue;
             }
-            incoming = acceptor.entrance.endpoint.accept() => incoming,
-        };
-        let Some(incoming) = incoming else { break };
+            incoming = acceptor.entrance.endpoint.accept(), if door.takes(now) => {
+                let Some(incoming) = incoming else { break };
+                if let Some(incoming) = door.wait(incoming, now) {
+                    acceptor.worker.turned_away(incoming.remote_address());
+                    incoming.refuse();
+                }
+                continue;
+            }
+            () = ready(()), if !door.is_empty() => {}
+        }
+        let Some(incoming) = door.next() else { continue };
+        if let Some(number) = door.over(Instant::now()) {
+            tracing::info!(turned_away = number, "everybody is let in again");
+        }
         let begun = Instant::now();
         acceptor.take(incoming, false);
         let spent = begun.elapsed();
@@ -280,9 +296,9 @@ struct Acceptor {
 
 impl Acceptor {
     /// Lets those in who came before somebody was to be turned away.
-    async fn take_waiting(&mut self) {
+    async fn take_waiting(&mut self, door: &mut Door<Incoming>) {
         let mut cx = Context::from_waker(Waker::noop());
-        let mut waiting = Vec::new();
+        let mut waiting: Vec<_> = std::iter::from_fn(|| door.next()).collect();
         while let Poll::Ready(Some(incoming)) = pin!(self.entrance.endpoint.accept()).poll(&mut cx) {
             waiting.push(incoming);
         }

@@ -14,7 +14,12 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::io::Interest;
 
 use super::Port;
+use super::gate::Gate;
+use super::steer::first_id;
 use crate::peer::canonical;
+
+/// How often it is received at a time while nothing of it is to be looked at.
+const BATCHES: usize = 16;
 
 /// Receives for one worker, on its own sockets and what the others pass on, and passes on what is theirs.
 #[derive(Debug)]
@@ -27,6 +32,8 @@ pub struct WorkerSocket {
     turn: AtomicUsize,
     /// Some socket took no more; who wants to send waits until all of them do.
     full: AtomicBool,
+    /// What new clients come in by.
+    pub(super) gate: Gate,
 }
 
 #[derive(Debug)]
@@ -40,7 +47,8 @@ struct Bound {
 impl WorkerSocket {
     pub(super) fn new(port: Arc<Port>, worker: u16) -> WorkerSocket {
         let bound = ArcSwap::from_pointee(Box::default());
-        WorkerSocket { port, worker, bound, turn: AtomicUsize::new(0), full: AtomicBool::new(false) }
+        let (turn, full) = (AtomicUsize::new(0), AtomicBool::new(false));
+        WorkerSocket { port, worker, bound, turn, full, gate: Gate::new() }
     }
 
     /// Receives by one more socket, until that is [removed](WorkerSocket::remove) by its number. In a tokio runtime.
@@ -74,6 +82,45 @@ impl WorkerSocket {
         self.port.inbox(self.worker)
     }
 
+    /// Receives what is to be looked at. While clients are kept out, what comes of them is most of all, and costs quinn nothing.
+    fn poll_sifted(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut count = 0;
+        for _ in 0..BATCHES {
+            let (Some(free), Some(of_free)) = (buffers.get_mut(count..), metas.get_mut(count..)) else {
+                break;
+            };
+            let received = match self.poll_sockets(cx, free, of_free) {
+                Poll::Ready(received) => received?,
+                Poll::Pending if count == 0 => return Poll::Pending,
+                Poll::Pending => break,
+            };
+            for (buffer, meta) in free.iter_mut().zip(of_free).take(received) {
+                meta.len = self.sift(buffer, meta);
+            }
+            if self.gate.is_open() {
+                return Poll::Ready(Ok(count + received));
+            }
+            let mut kept = count;
+            for one in count..count + received {
+                if metas.get(one).is_some_and(|meta| meta.len > 0) {
+                    buffers.swap(kept, one);
+                    metas.swap(kept, one);
+                    kept += 1;
+                }
+            }
+            count = kept;
+            if count == buffers.len() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(count))
+    }
+
     /// Receives from the sockets, in turn.
     fn poll_sockets(
         &self,
@@ -100,15 +147,21 @@ impl WorkerSocket {
         Poll::Pending
     }
 
-    /// Leaves our own datagrams in a buffer and passes on the others. Returns the length that is left.
+    /// Leaves our own datagrams in a buffer, but for those whose clients have to wait, and passes on the others. Returns the length that is left.
     fn sift(&self, buffer: &mut [u8], meta: &RecvMeta) -> usize {
         let stride = meta.stride.max(1);
         let ours = Some(self.worker);
         let whole = buffer.get(..meta.len).unwrap_or_default();
-        if whole.chunks(stride).all(|datagram| self.port.route(datagram) == ours) {
+        let open = self.gate.is_open();
+        if open && whole.chunks(stride).all(|datagram| self.port.route(datagram) == ours) {
             return meta.len;
         }
-        let routes: Vec<_> = whole.chunks(stride).map(|datagram| self.port.route(datagram)).collect();
+        let route = |datagram| {
+            let route = self.port.route(datagram);
+            let stays_out = || first_id(datagram).is_some_and(|id| route == ours && !self.gate.admits(id));
+            if open || !stays_out() { route } else { None }
+        };
+        let routes: Vec<_> = whole.chunks(stride).map(route).collect();
         let (mut at, mut left) = (0, 0);
         // Only the last datagram can be shorter than the others, and it stays behind them.
         for run in routes.chunk_by(PartialEq::eq) {
@@ -123,7 +176,7 @@ impl WorkerSocket {
                         inbox.put(meta, datagrams);
                     }
                 }
-                // Of another process, which we cannot reach: lost, as on the way. Its sender repeats it.
+                // Kept out, or of another process, which we cannot reach: lost, as on the way. Its sender repeats it.
                 None => {}
             }
             at = end;
@@ -191,13 +244,8 @@ impl AsyncUdpSocket for WorkerSocket {
         let (Some(buffers), Some(metas)) = (buffers.get_mut(count..), metas.get_mut(count..)) else {
             return Poll::Ready(Ok(count));
         };
-        match self.poll_sockets(cx, buffers, metas) {
-            Poll::Ready(Ok(received)) => {
-                for (buffer, meta) in buffers.iter_mut().zip(metas).take(received) {
-                    meta.len = self.sift(buffer, meta);
-                }
-                Poll::Ready(Ok(count + received))
-            }
+        match self.poll_sifted(cx, buffers, metas) {
+            Poll::Ready(Ok(received)) => Poll::Ready(Ok(count + received)),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending if count > 0 => Poll::Ready(Ok(count)),
             Poll::Pending => match self.inbox() {

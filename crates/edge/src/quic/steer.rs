@@ -70,6 +70,16 @@ pub(super) struct Owner {
     pub(super) worker: u16,
 }
 
+/// The destination id of a datagram with a client's first packet, or what else has no id of ours yet.
+pub(super) fn first_id(datagram: &[u8]) -> Option<&[u8]> {
+    match *datagram {
+        [first, _, _, _, _, length, ..] if first & LONG != 0 && usize::from(length) != LENGTH => {
+            datagram.get(6..6 + usize::from(length))
+        }
+        _ => None,
+    }
+}
+
 impl Group {
     /// `None` if ids cannot tell that many workers apart, or there is none.
     #[must_use]
