@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
 };
 
 use quinn::crypto::rustls::QuicClientConfig;
@@ -56,6 +57,17 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
+    /// A certificate and its key in one text, so many days old and so many from its end.
+    pub fn aged(&self, names: &[&str], age: u32, left: u32) -> String {
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+        params.not_before = (now - day * age).into();
+        params.not_after = (now + day * left).into();
+        params.signed_by(&key, &self.issuer).unwrap().pem() + &key.serialize_pem()
+    }
+
     /// Writes `NAME.crt` and `NAME.key` for `names` into a folder.
     pub fn write(&self, folder: &Path, name: &str, names: &[&str]) {
         let (certificate, key) = self.issue(names);
@@ -72,6 +84,19 @@ impl Authority {
     /// A client that trusts this authority alone and offers these protocols.
     pub fn client(&self, alpn: &[&[u8]]) -> rustls::ClientConfig {
         self.client_of(provider(), alpn)
+    }
+
+    /// An HTTP/3 client that trusts another authority alone.
+    pub fn client_that_trusts(pem: &str) -> quinn::ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h3".to_vec()];
+        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
     }
 
     /// An HTTP/3 client whose first flight is one datagram: it has no post-quantum key share.

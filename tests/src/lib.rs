@@ -30,6 +30,7 @@ mod held;
 pub mod http3;
 mod origin;
 mod pattern;
+pub mod pebble;
 mod ports;
 mod process;
 mod quic;
@@ -50,7 +51,7 @@ pub use origin::{Builder as OriginBuilder, Call, Delivery, Origin, Raw, Recorded
 pub use pattern::{Digest, block, digest_of};
 pub use ports::{Lease, closed_port, lease};
 pub use process::{Log, Process};
-pub use quic::{Packet, first_packets};
+pub use quic::{Packet, first_packets, shakes_hands_over_quic};
 pub use relay::{Datagram, Direction, Relay, Weather};
 pub use wire::{Incoming, Reader, parse_response};
 

@@ -31,6 +31,18 @@ pub async fn first_packets(count: usize) -> Vec<Bytes> {
     packets
 }
 
+/// Whether who trusts this root alone gets through a handshake for this host.
+///
+/// # Errors
+/// Why not.
+pub async fn shakes_hands_over_quic(root: &str, port: u16, host: &str) -> Result<(), String> {
+    let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let to = (Ipv4Addr::LOCALHOST, port).into();
+    let connecting = endpoint.connect_with(Authority::client_that_trusts(root), to, host);
+    let connecting = connecting.map_err(|error| error.to_string())?;
+    connecting.await.map(|_| ()).map_err(|error| error.to_string())
+}
+
 /// A packet by its kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Packet {

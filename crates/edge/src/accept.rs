@@ -10,11 +10,12 @@ use std::time::Duration;
 use bytes::BytesMut;
 use foregate_exchange::reading::{ReadBy, Rewound};
 use foregate_routing::TlsVersion;
+use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use crate::limit::Permit;
 use crate::listener::{Entered, Listener};
@@ -104,6 +105,10 @@ async fn tls(
         }
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let sni = start.client_hello().server_name().map(|name| name.to_ascii_lowercase().into_boxed_str());
+        if let Some(config) = wanted_by_authority(&worker, &start, sni.as_deref()) {
+            _ = start.into_stream(config).await?.shutdown().await;
+            return Err(io::Error::other("an authority has seen its certificate, and no more was wanted"));
+        }
         let site = sni.as_deref().and_then(|sni| live.routing.host(sni, local.ip()));
         let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
         let config = match floor {
@@ -135,6 +140,15 @@ async fn tls(
     } else {
         Box::pin(h1::serve(worker, peer, stream, BytesMut::new()))
     })
+}
+
+/// How the handshake goes on with an authority that wants to see that a name is ours (RFC 8737).
+fn wanted_by_authority(
+    worker: &Worker,
+    start: &StartHandshake<TcpStream>,
+    sni: Option<&str>,
+) -> Option<Arc<ServerConfig>> {
+    worker.challenges.certificate(start.client_hello().alpn()?, sni?)
 }
 
 /// Plain HTTP on the HTTPS port is a mistake people make; a sentence is kinder than a reset.

@@ -27,7 +27,6 @@ pub mod quic;
 pub mod settings;
 mod streams;
 mod thread;
-pub mod tls;
 mod unsent;
 mod waits;
 mod websocket;
@@ -35,6 +34,7 @@ mod worker;
 
 use std::sync::Arc;
 
+use foregate_certs::CertificateStore;
 use foregate_exchange::deadline;
 use foregate_routing::{Endpoint, Pool, Snapshot};
 use foregate_upstream::Transport;
@@ -43,7 +43,6 @@ pub use diagnostics::{Diagnostics, Qlog};
 pub use gateway::{Change, Gateway, Heritage, StartError};
 pub use listen::{BindError, Handed, Kind, Listening};
 pub use settings::Settings;
-pub use tls::{Certificate, CertificateError, CertificateStore};
 
 /// What a worker has seen and cannot look after: it is for whoever probes.
 #[derive(Debug)]

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use foregate_certs::Certificate;
 use foregate_routing::TlsVersion;
 use http::HeaderValue;
 
 use crate::limit::Permit;
 use crate::listener::Listener;
-use crate::tls::Certificate;
 
 /// The facts of one client connection that hold for all its requests, but that a QUIC client may move between
 /// two of them.

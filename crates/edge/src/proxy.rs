@@ -77,6 +77,10 @@ pub(crate) async fn serve(
             "This gateway does not answer TRACE.",
         )));
     }
+    if let Some(text) = worker.challenges.text(parts.uri.path()) {
+        // An authority asks before the site can be served as it should be.
+        return dated(Response::new(Body::from(Bytes::from(text))));
+    }
     let HostMatch { site, wildcard } = match find_site(&live, peer, &host, parts.version) {
         Ok(found) => found,
         Err(answer) => return dated(refuse(answer)),

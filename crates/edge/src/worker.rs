@@ -7,6 +7,8 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use foregate_certs::TlsServer;
+use foregate_certs::acme::Challenges;
 use foregate_exchange::clock;
 use foregate_routing::{Held, Reader};
 use foregate_upstream::Client;
@@ -24,7 +26,6 @@ use crate::pressure::Pressure;
 use crate::quic::Entrance;
 use crate::settings::AltSvc;
 use crate::streams::Turns;
-use crate::tls::TlsServer;
 use crate::waits::Waits;
 
 /// What strangers can make a worker write to its log.
@@ -37,6 +38,8 @@ pub(crate) struct Worker {
     pub(crate) pressure: Arc<Pressure>,
     pub(crate) advertising: Arc<Advertising>,
     pub(crate) diagnostics: Diagnostics,
+    /// What authorities ask for.
+    pub(crate) challenges: Arc<Challenges>,
     pub(crate) turns: Rc<Turns>,
     pub(crate) waits: Rc<Waits>,
     pub(crate) partings: Rc<Partings>,
@@ -121,6 +124,7 @@ impl Worker {
             pressure,
             advertising,
             diagnostics,
+            challenges: Challenges::shared(),
             turns: Rc::default(),
             waits: Rc::new(Waits::new(concerns)),
             partings: Rc::default(),

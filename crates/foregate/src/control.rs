@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use foregate_certs::acme::{Challenges, Keeper, Plan};
 use foregate_discovery::{Discovery, Found};
 use foregate_edge::{Concern, Gateway, Live};
 use foregate_exchange::clock;
@@ -59,6 +60,9 @@ const FIRST_LOOKUPS: Duration = Duration::from_secs(3);
 /// For so long operators still find a process that has nothing else to do.
 const LATE: Duration = Duration::from_millis(100);
 
+/// For so long after it was taken over the process before this one may still be reached by somebody new.
+const BESIDE: Duration = Duration::from_secs(5);
+
 /// Where the configuration came from.
 #[derive(Clone, Debug)]
 pub(crate) enum Origin {
@@ -87,6 +91,10 @@ pub(crate) struct Control {
     pairs: Pairs,
     /// None once it drains.
     renewal: Option<Renewal>,
+    /// What an authority is to issue; taken by who sees to it, once there is one.
+    plan: Option<Plan>,
+    /// None before it serves, and once it drains.
+    keeper: Option<Keeper>,
     /// Second by second, the requests answered so far, and those of them with a 5xx.
     answers: VecDeque<(u64, u64)>,
     admin: Server,
@@ -169,6 +177,8 @@ impl Control {
             watching: None,
             pairs: Rc::new(RefCell::new(loaded.pairs.into())),
             renewal: None,
+            plan: loaded.plan,
+            keeper: None,
             answers: VecDeque::new(),
             admin,
             store: Store::default(),
@@ -238,6 +248,11 @@ impl Control {
         self.remember_admin();
         if matches!(self.origin, Origin::File(_)) {
             self.renewal = Some(Renewal::begin(self.pairs.clone(), self.live.clone(), self.asks.clone()));
+            // An authority may still find the process before this one for a moment.
+            let pause = if succeeds { BESIDE } else { Duration::ZERO };
+            let keeper = Keeper::begin(Challenges::shared(), state::write, pause);
+            keeper.follow(self.plan.take(), false);
+            self.keeper = Some(keeper);
         }
         self.running.number = match self.origin {
             Origin::File(_) => self.history.add(&self.running.written, "start", "start"),
@@ -393,7 +408,7 @@ impl Control {
         }
         tracing::info!("{name}: draining, at most {:?}", self.live.load().settings.timeouts.drain);
         let gateway = self.gateway.take();
-        (self.watching, self.renewal) = (None, None);
+        (self.watching, self.renewal, self.keeper) = (None, None, None);
         thread::Builder::new().name("drain".to_owned()).spawn(move || {
             gateway.into_iter().for_each(|gateway| gateway.drain(handed_over));
             _ = done.send(());

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use foregate_edge::{Certificate, CertificateError};
+use foregate_certs::{Certificate, CertificateError};
 
 /// What tells one state of a file from another: device, inode, length and time of the last change. None: it is not there.
 pub(crate) type Look = Option<(u64, u64, u64, i64, i64)>;
@@ -20,7 +20,10 @@ pub(crate) fn look_at(path: &Path) -> Look {
 pub(crate) struct Pair {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
-    pub(crate) certificate: Arc<Certificate>,
+    /// None: it is only waited for.
+    pub(crate) certificate: Option<Arc<Certificate>>,
+    /// The site whose certificate is ordered from an authority.
+    pub(crate) ordered_for: Option<String>,
     /// As both were before they were read.
     looks: [Look; 2],
 }
@@ -30,8 +33,25 @@ impl Pair {
     /// As [`Certificate::load`].
     pub(crate) fn load(cert: &Path, key: &Path) -> Result<Pair, CertificateError> {
         let looks = [cert, key].map(look_at);
-        let certificate = Arc::new(Certificate::load(cert, key)?);
-        Ok(Pair { cert: cert.to_owned(), key: key.to_owned(), certificate, looks })
+        let certificate = Some(Arc::new(Certificate::load(cert, key)?));
+        Ok(Pair { cert: cert.to_owned(), key: key.to_owned(), certificate, ordered_for: None, looks })
+    }
+
+    /// What an authority has issued for a site: chain and key in one file, which need not be there yet.
+    ///
+    /// # Errors
+    /// As [`Certificate::load`], if it is there.
+    pub(crate) fn ordered(file: &Path, site: &str) -> (Pair, Result<(), CertificateError>) {
+        let looks = [look_at(file); 2];
+        let (certificate, result) = match looks {
+            [None, _] => (None, Ok(())),
+            _ => match Certificate::load(file, file) {
+                Ok(certificate) => (Some(Arc::new(certificate)), Ok(())),
+                Err(error) => (None, Err(error)),
+            },
+        };
+        let ordered_for = Some(site.to_owned());
+        (Pair { cert: file.to_owned(), key: file.to_owned(), certificate, ordered_for, looks }, result)
     }
 
     pub(crate) fn is_of(&self, cert: &Path, key: &Path) -> bool {

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use foregate_edge::tls::TicketKey;
+use foregate_certs::TicketKey;
 use foregate_routing::Secret;
 
 /// Writes a file that its owner alone can read, and its folder where there is none.

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use foregate_edge::{Certificate, CertificateStore};
+use foregate_certs::acme::{Kind, Plan, Wanted};
+use foregate_certs::{Certificate, CertificateStore};
 use foregate_routing::HostPattern;
 
+use super::acme::Acme;
 use super::diagnostic::{Problem, Problems};
 use super::server::Server;
 use super::sites::{SiteDraft, SiteLayer};
@@ -16,7 +18,7 @@ use super::source::Place;
 use super::suggest;
 use super::tls::{CertificateFiles, Tls};
 use crate::pair::Pair;
-use crate::self_signed::{self, SelfSigned};
+use crate::self_signed::{self, SelfSigned, file_name};
 
 /// All that there are.
 pub(super) struct Certificates {
@@ -25,6 +27,8 @@ pub(super) struct Certificates {
     pub(super) made: Vec<SelfSigned>,
     /// Those in files.
     pub(super) pairs: Vec<Pair>,
+    /// Those that an authority is to issue.
+    pub(super) plan: Option<Plan>,
 }
 
 /// Opens every certificate and makes those that are missing, if it may. One that cannot be used any more may be among those
@@ -50,6 +54,15 @@ pub(super) fn compile(
         gathered.add_site(site, layer, problems);
     }
     let https = !server.settings.https.is_empty();
+    let plan = match &tls.acme {
+        Some(acme) if https => Some(gathered.order_missing(acme, sites, server, problems)),
+        Some(acme) => {
+            let problem = Problem::warning(acme.place, "`tls.acme` has no effect while `https` is off");
+            problems.push(problem.help("remove it, or give `https` a port"));
+            None
+        }
+        None => None,
+    };
     if https && tls.self_signed {
         gathered.make_missing(sites, server, problems);
     }
@@ -58,9 +71,9 @@ pub(super) fn compile(
     if https && sound && !tls.self_signed {
         gathered.refuse_missing(sites, default.is_some() || tls.default_certificate.is_some(), problems);
     }
-    let Gathered { listed, by_host, made, opened, .. } = gathered;
-    let pairs = opened.pairs.into_values().flatten().collect();
-    Certificates { store: CertificateStore::new(listed, by_host, default), made, pairs }
+    let Gathered { listed, by_host, made, opened, ordered, .. } = gathered;
+    let pairs = opened.pairs.into_values().flatten().chain(ordered).collect();
+    Certificates { store: CertificateStore::new(listed, by_host, default), made, pairs, plan }
 }
 
 #[derive(Default)]
@@ -74,6 +87,9 @@ struct Gathered<'k> {
     /// The hosts of `by_host`, and those whose own certificate could not be opened, which was said already.
     provided: HashSet<HostPattern>,
     made: Vec<SelfSigned>,
+    /// What an authority has issued or is to issue, and the hosts for which it is still waited for.
+    ordered: Vec<Pair>,
+    awaited: HashSet<HostPattern>,
     /// Made for clients that name no host.
     nameless: Option<Arc<Certificate>>,
     opened: Opened<'k>,
@@ -93,7 +109,7 @@ impl Opened<'_> {
         let pair = self.pairs.entry((cert.clone(), key.clone())).or_insert_with(|| {
             let error = match Pair::load(cert, key) {
                 Ok(pair) => {
-                    warn_of_age(&pair.certificate, files, problems);
+                    warn_of_age(pair.certificate.as_deref(), files, problems);
                     return Some(pair);
                 }
                 Err(error) => error,
@@ -107,13 +123,13 @@ impl Opened<'_> {
             });
             before.cloned()
         });
-        pair.as_ref().map(|pair| pair.certificate.clone())
+        pair.as_ref().and_then(|pair| pair.certificate.clone())
     }
 }
 
 /// Clients refuse it, and nobody may have meant that.
-fn warn_of_age(certificate: &Certificate, files: &CertificateFiles, problems: &Problems) {
-    let Some(facts) = certificate.facts() else { return };
+fn warn_of_age(certificate: Option<&Certificate>, files: &CertificateFiles, problems: &Problems) {
+    let Some(facts) = certificate.and_then(Certificate::facts) else { return };
     let (now, file) = (SystemTime::now(), files.cert.value.display());
     let day = |time| humantime::format_rfc3339_seconds(time);
     if facts.not_after < now {
@@ -165,6 +181,67 @@ impl Gathered<'_> {
             HostPattern::Wildcard(parent) => listed(&format!("*.{parent}")),
             HostPattern::Any => false,
         }
+    }
+
+    /// Has an authority issue a certificate for each site that lacks one. What it has issued already is shown.
+    fn order_missing(
+        &mut self,
+        acme: &Acme,
+        sites: &[(&SiteDraft, SiteLayer)],
+        server: &Server,
+        problems: &Problems,
+    ) -> Plan {
+        let http = !server.settings.http.is_empty();
+        if !http && !acme.does_without(Kind::Http01) {
+            let problem = Problem::error(acme.place, "http-01 is the only challenge, and `http` is off");
+            problems.push(problem.help("give `http` the port 80, or add \"tls-alpn-01\" to `challenges`"));
+        }
+        let (folder, mut wanted) = (acme.folder(&server.state_dir), Vec::new());
+        for (site, _) in sites {
+            let mut lacking = site.hosts.clone();
+            // What clients do not send as a name is not found by one.
+            lacking.retain(|host| match &host.value {
+                HostPattern::Any => false,
+                HostPattern::Exact(name) if name.parse::<IpAddr>().is_ok() => false,
+                host => !self.covered(host),
+            });
+            if let Some(host) = lacking.iter().find(|host| matches!(host.value, HostPattern::Wildcard(_)))
+                && !acme.proves_wildcards()
+            {
+                let message = format!("a certificate for {} takes a proof by DNS", host.value);
+                let help = "name a program that writes DNS records as `dns_hook` in [tls.acme], or give the site a certificate in files";
+                problems.push(Problem::error(host.place, message).help(help));
+            }
+            if lacking.is_empty() {
+                continue;
+            }
+            let name = &site.name.value;
+            let file = folder.join(format!("site-{}.pem", file_name(name)));
+            let (mut pair, loaded) = Pair::ordered(&file, name);
+            if let Err(error) = loaded {
+                problems.push(Problem::overall(format!("{error}; a new one is ordered")));
+            }
+            if pair.certificate.is_none() {
+                // What has been shown so far is better than nothing.
+                let before = self.opened.kept.iter().find(|kept| kept.is_of(&file, &file));
+                pair.certificate = before.and_then(|kept| kept.certificate.clone());
+            }
+            for host in &lacking {
+                match pair.certificate.as_ref().filter(|one| is_for(one, &host.value)) {
+                    Some(certificate) => {
+                        self.provided.insert(host.value.clone());
+                        self.by_host.push((host.value.clone(), certificate.clone()));
+                    }
+                    None => _ = self.awaited.insert(host.value.clone()),
+                }
+            }
+            let mut hosts: Vec<String> = lacking.iter().map(|host| certified(&host.value)).collect();
+            hosts.sort();
+            hosts.dedup();
+            wanted.push(Wanted { site: name.clone(), hosts, file });
+            self.ordered.push(pair);
+        }
+        Plan { settings: acme.settings(&server.state_dir, http), wanted }
     }
 
     /// Makes a certificate for each site that lacks one, and one for clients that name no host.
@@ -233,13 +310,14 @@ impl Gathered<'_> {
                 HostPattern::Exact(name) => has_default && name.parse::<IpAddr>().is_ok(),
                 HostPattern::Wildcard(_) => false,
             };
-            let provided = |host: &HostPattern| self.covered(host) || by_default(host);
+            let provided =
+                |host: &HostPattern| self.covered(host) || by_default(host) || self.awaited.contains(host);
             let lacking: Vec<_> = site.hosts.iter().filter(|host| !provided(&host.value)).collect();
             let Some(first) = lacking.first() else { continue };
             let hosts: Vec<String> = lacking.iter().map(|host| host.value.to_string()).collect();
             let message = format!("there is no certificate for {}", hosts.join(", "));
             problems.push(Problem::error(first.place, message).help(
-                "there are three ways to one: a file under [[tls.certificates]], [tls.acme] (not supported yet), \
+                "there are three ways to one: a file under [[tls.certificates]], [tls.acme] for certificates of an authority, \
                  or `self_signed = true` in [tls] for development",
             ));
         }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foregate_certs::acme::Plan;
 use foregate_edge::Live;
 use foregate_routing::{
     ActionSpec, HostPattern, PathPattern, PoolId, PoolSpec, Rewrite, RouteSpec, Secret, SiteSpec,
@@ -34,6 +35,7 @@ pub(super) struct Compiled {
     pub(super) live: Live,
     pub(super) self_signed: Vec<SelfSigned>,
     pub(super) pairs: Vec<Pair>,
+    pub(super) plan: Option<Plan>,
     pub(super) sticky: Option<StickySecret>,
     pub(super) blueprint: Blueprint,
 }
@@ -110,7 +112,7 @@ pub(super) fn compile(
     refuse_equal_hosts(&layers, problems);
     layers.retain(|(site, _)| !site.passthrough);
     assembly.warn_of_unused();
-    let Certificates { store, made: self_signed, pairs } =
+    let Certificates { store, made: self_signed, pairs, plan } =
         certificates::compile(&tls, &layers, &server, kept, problems);
     let sticky = match secret {
         Ok(secret) => assembly.sticks.then_some(secret),
@@ -131,7 +133,7 @@ pub(super) fn compile(
         certificates: Arc::new(store),
         settings: Arc::new(server.settings),
     };
-    Some(Compiled { live, self_signed, pairs, sticky, blueprint: assembly.blueprint })
+    Some(Compiled { live, self_signed, pairs, plan, sticky, blueprint: assembly.blueprint })
 }
 
 fn transports(live: &Live) -> HashMap<Arc<str>, Arc<Transport>> {

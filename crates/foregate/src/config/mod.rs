@@ -15,6 +15,7 @@
 //! the whole. Nothing here listens, probes or publishes; certificates are opened and regular expressions
 //! compiled, so that what `check` accepts is what `run` can start with.
 
+mod acme;
 mod actions;
 mod admin;
 mod agent;
@@ -49,6 +50,7 @@ mod when;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use foregate_certs::acme::Plan;
 use foregate_edge::Live;
 
 pub(crate) use admin::{Admin, Listen, Token};
@@ -81,6 +83,8 @@ pub(crate) struct Loaded {
     pub(crate) self_signed: Vec<SelfSigned>,
     /// The certificates in files.
     pub(crate) pairs: Vec<Pair>,
+    /// Those that an authority is to issue.
+    pub(crate) plan: Option<Plan>,
     /// What sticky cookies are made with, where a pool has one: to be kept likewise.
     pub(crate) sticky: Option<StickySecret>,
     /// What the next snapshots are built from, that differ in who is there.
@@ -186,9 +190,9 @@ fn load_sources(
         return Err(problems.into_report(&name, &sources));
     };
     let warnings = problems.into_warnings(&sources);
-    let compile::Compiled { live, self_signed, pairs, sticky, blueprint } = compiled;
+    let compile::Compiled { live, self_signed, pairs, plan, sticky, blueprint } = compiled;
     let files = sources.into_iter().map(|source| File { name: source.name, text: source.text }).collect();
-    Ok(Loaded { files, live, admin, state_dir, warnings, self_signed, pairs, sticky, blueprint })
+    Ok(Loaded { files, live, admin, state_dir, warnings, self_signed, pairs, plan, sticky, blueprint })
 }
 
 /// Whether it names other files, though there may be none.

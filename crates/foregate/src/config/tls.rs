@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use foregate_routing::TlsVersion;
 
+use super::acme::Acme;
 use super::decode::{Table, Value};
 use super::diagnostic::Problem;
 use super::source::{Place, Placed};
@@ -16,6 +17,7 @@ pub(super) struct Tls {
     /// A host whose certificate clients with no or an unknown SNI are shown.
     pub(super) default_certificate: Option<Placed<String>>,
     pub(super) certificates: Vec<CertificateFiles>,
+    pub(super) acme: Option<Acme>,
     /// Whether all of it could be read: else a host may lack its certificate only because of that.
     pub(super) sound: bool,
 }
@@ -27,6 +29,7 @@ impl Default for Tls {
             self_signed: false,
             default_certificate: None,
             certificates: Vec::new(),
+            acme: None,
             sound: true,
         }
     }
@@ -58,7 +61,7 @@ impl Tls {
         }
         tls.default_certificate = table.read("default_certificate", Value::string);
         tls.certificates = read_certificates(&table);
-        table.never_yet(&["acme"]);
+        tls.acme = table.table("acme").map(Acme::read);
         table.finish();
         tls.sound = problems.count() == mark;
         tls

@@ -406,8 +406,12 @@ impl Control {
 
     /// Serves what was prepared. Returns what this process cannot take up any more.
     async fn commit(&mut self, loaded: Loaded, change: Change) -> Vec<String> {
-        let Loaded { mut live, state_dir, warnings, self_signed, pairs, sticky, mut blueprint, .. } = loaded;
+        let Loaded { mut live, state_dir, warnings, self_signed, pairs, plan, sticky, mut blueprint, .. } =
+            loaded;
         self.pairs.replace(pairs.into());
+        if let Some(keeper) = &self.keeper {
+            keeper.follow(plan, true);
+        }
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         blueprint.inherit(&self.blueprint);
         self.blueprint = blueprint;

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use foregate_edge::Certificate;
+use foregate_certs::Certificate;
+use foregate_certs::acme::{Keeper, Standing};
 use foregate_exchange::clock;
 use foregate_routing::{Action, Member, Pool, Route, Site, State};
 use http::StatusCode;
@@ -16,6 +17,7 @@ use super::reload::Probation;
 use super::successor::Predecessor;
 use super::{Control, Origin, Refused, Reply, history};
 use crate::config;
+use crate::pair::Pair;
 
 impl Control {
     pub(super) fn status(&self) -> Value {
@@ -190,10 +192,13 @@ impl Control {
     pub(super) fn certificates(&self) -> Value {
         let live = self.live.load();
         let pairs = self.pairs.borrow().clone();
-        let pairs: HashMap<_, _> = pairs.iter().map(|pair| (Arc::as_ptr(&pair.certificate), pair)).collect();
+        let shown = |pair: &Pair| pair.certificate.as_ref().map(Arc::as_ptr);
+        let by_certificate: HashMap<_, _> =
+            pairs.iter().filter_map(|pair| Some((shown(pair)?, pair))).collect();
+        let standings = self.keeper.as_ref().map(Keeper::standings).unwrap_or_default();
         let time = |time| humantime::format_rfc3339_seconds(time).to_string();
         let one = |(hosts, certificate): (Vec<String>, &Arc<Certificate>)| {
-            let pair = pairs.get(&Arc::as_ptr(certificate));
+            let pair = by_certificate.get(&Arc::as_ptr(certificate));
             let facts = certificate.facts();
             let left =
                 facts.map(|facts| facts.not_after.duration_since(SystemTime::now()).unwrap_or_default());
@@ -205,14 +210,40 @@ impl Control {
                 "not_before": facts.map(|facts| time(facts.not_before)),
                 "not_after": facts.map(|facts| time(facts.not_after)),
                 "expires_in_days": left.map(|left| left.as_secs() / 86_400),
-                "source": if certificate.is_self_signed() { "self-signed" } else { "file" },
+                "source": match pair.and_then(|pair| pair.ordered_for.as_ref()) {
+                    Some(_) => "acme",
+                    None if certificate.is_self_signed() => "self-signed",
+                    None => "file",
+                },
+                "order": pair.and_then(|pair| standings.get(pair.ordered_for.as_ref()?)).map(told_of_order),
                 "cert": pair.map(|pair| pair.cert.display().to_string()),
                 "key": pair.map(|pair| pair.key.display().to_string()),
                 "sha256": certificate.fingerprint(),
             })
         };
-        live.certificates.all().into_iter().map(one).collect()
+        let shown = live.certificates.all().into_iter().map(one);
+        let awaited = pairs.iter().filter(|pair| pair.certificate.is_none());
+        let awaited = awaited.filter_map(|pair| {
+            let standing = standings.get(pair.ordered_for.as_ref()?)?;
+            Some(json!({
+                "shown_for": [],
+                "names": standing.hosts,
+                "source": "acme",
+                "order": told_of_order(standing),
+                "cert": pair.cert.display().to_string(),
+            }))
+        });
+        shown.chain(awaited).collect()
     }
+}
+
+/// What is done next about a certificate that an authority issues.
+fn told_of_order(standing: &Standing) -> Value {
+    json!({
+        "next": standing.due.map(|due| humantime::format_rfc3339_seconds(due).to_string()),
+        "failures": standing.failures,
+        "trouble": standing.trouble,
+    })
 }
 
 fn told_of_site(site: &Site) -> Value {

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use foregate_certs::Tickets;
 use foregate_discovery::{Found, Target};
 use foregate_edge::Live;
-use foregate_edge::tls::Tickets;
 use foregate_exchange::clock;
 use foregate_routing::{Endpoint, Memory, State};
 use http::StatusCode;

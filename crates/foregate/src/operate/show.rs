@@ -226,12 +226,21 @@ pub(super) fn certificates(value: &Value) -> String {
             Value::Null => "?".to_owned(),
             value => word(value),
         };
-        let renewed_by = match at(certificate, "/cert") {
-            Value::Null => "the gateway".to_owned(),
-            file => format!("whoever writes {}", word(file)),
+        let renewed_by = match (word(at(certificate, "/source")).as_str(), at(certificate, "/cert")) {
+            ("acme", _) => match (at(certificate, "/order/next"), at(certificate, "/order/trouble")) {
+                (Value::Null, _) => "ACME, being ordered".to_owned(),
+                (next, Value::Null) => format!("ACME, on {}", word(next)),
+                (next, trouble) => format!("ACME, again on {}: {}", word(next), word(trouble)),
+            },
+            (_, Value::Null) => "the gateway".to_owned(),
+            (_, file) => format!("whoever writes {}", word(file)),
         };
+        let names: Vec<String> = list(at(certificate, "/names")).iter().map(word).collect();
         columns.line([
-            shown_for.join(" "),
+            match shown_for.is_empty() {
+                true => format!("(none yet for {})", names.join(" ")),
+                false => shown_for.join(" "),
+            },
             common_name(&known("/issuer")).to_owned(),
             known("/not_after"),
             known("/expires_in_days"),

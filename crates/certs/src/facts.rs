@@ -18,7 +18,7 @@ pub struct Facts {
 
 impl Facts {
     /// None, if it is so unusual that only those can read it who verify it.
-    pub(super) fn of(der: &[u8]) -> Option<Facts> {
+    pub(crate) fn of(der: &[u8]) -> Option<Facts> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let validity = certificate.validity();
         Some(Facts {

@@ -7,20 +7,20 @@ use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::version::{TLS12, TLS13};
 use rustls::{KeyLog, ServerConfig, SupportedProtocolVersion};
 
-use super::CertificateStore;
-use super::sessions::SingleUse;
-use super::tickets::Tickets;
+use crate::CertificateStore;
+use crate::sessions::SingleUse;
+use crate::tickets::Tickets;
 
 /// Ready-made configurations, shared by all workers.
-pub(crate) struct TlsServer {
+pub struct TlsServer {
     /// TLS 1.3 only, the default.
-    pub(crate) modern: Arc<ServerConfig>,
+    pub modern: Arc<ServerConfig>,
     /// For sites with `tls.min_version = "1.2"`.
-    pub(crate) tls12: Arc<ServerConfig>,
+    pub tls12: Arc<ServerConfig>,
     /// TLS 1.3 with ALPN h3.
-    pub(crate) quic: Arc<ServerConfig>,
+    pub quic: Arc<ServerConfig>,
     /// Whether that takes 0-RTT.
-    pub(crate) early_data: bool,
+    pub early_data: bool,
 }
 
 impl TlsServer {
@@ -28,7 +28,7 @@ impl TlsServer {
     ///
     /// # Errors
     /// The crypto provider lacks what the versions need; does not happen with the one we link.
-    pub(crate) fn new(
+    pub fn new(
         store: &Arc<CertificateStore>,
         early_data: bool,
         keys: Option<&Arc<dyn KeyLog>>,

@@ -8,7 +8,7 @@ use foregate_routing::HostPattern;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use super::Certificate;
+use crate::Certificate;
 
 /// All certificates of one configuration, found by host name in constant time.
 ///
@@ -75,7 +75,8 @@ impl CertificateStore {
     }
 
     /// A name a client may ask for, and the certificate it is shown then.
-    pub(crate) fn any(&self) -> Option<(String, &Arc<Certificate>)> {
+    #[must_use]
+    pub fn any(&self) -> Option<(String, &Arc<Certificate>)> {
         let exact =
             self.exact.iter().min_by_key(|(host, _)| *host).map(|(host, found)| (host.to_string(), found));
         let wildcard = || {
@@ -88,7 +89,7 @@ impl CertificateStore {
 
     /// The certificate a client with this SNI is shown; `None` refuses the handshake.
     #[must_use]
-    pub(crate) fn present(&self, sni: Option<&str>) -> Option<&Arc<Certificate>> {
+    pub fn present(&self, sni: Option<&str>) -> Option<&Arc<Certificate>> {
         sni.and_then(|name| self.find(name)).or(self.default.as_ref())
     }
 }

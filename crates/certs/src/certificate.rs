@@ -9,7 +9,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
-use super::Facts;
+use crate::Facts;
 
 /// A certificate chain, its private key and the names it is good for.
 pub struct Certificate {
@@ -87,7 +87,8 @@ impl Certificate {
     }
 
     /// The server's own certificate, the first of the chain.
-    pub(crate) fn end_entity(&self) -> Option<&CertificateDer<'static>> {
+    #[must_use]
+    pub fn end_entity(&self) -> Option<&CertificateDer<'static>> {
         self.key.cert.first()
     }
 

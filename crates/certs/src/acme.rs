@@ -1,0 +1,142 @@
+//! Certificates from an authority that speaks ACME (RFC 8555).
+//!
+//! A [`Plan`] says which site needs a certificate for which hosts, and in which file it is kept. The [`Keeper`] sees to it
+//! that there is one in time: it reads the files, orders what is missing or due (`order`), waits longer and longer where that
+//! fails (`schedule`), and says that a file has changed. Nothing else is shared: who shows certificates reads the files.
+//! While an order is open, [`Challenges`] answers the authority's questions on the ports that everybody uses.
+
+mod account;
+mod challenges;
+mod client;
+mod hook;
+mod keeper;
+mod order;
+mod schedule;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+pub use self::account::Eab;
+pub use self::challenges::Challenges;
+pub use self::keeper::Keeper;
+
+/// Let's Encrypt, which is whom most people mean.
+pub const DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
+/// `[tls.acme]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The authority's address.
+    pub directory: String,
+    pub email: Option<String>,
+    /// What the authority may ask for, the best first; a wildcard is proven by DNS alone.
+    pub challenges: Vec<Kind>,
+    /// A program and its arguments that writes DNS records.
+    pub dns_hook: Option<Vec<String>>,
+    /// PEM of the roots that the authority's own server is trusted by; none: the system's.
+    pub ca: Option<Vec<u8>>,
+    pub eab: Option<Eab>,
+    /// Where the account is kept.
+    pub folder: PathBuf,
+}
+
+impl Settings {
+    /// The same with another challenge first after each failure: a port may be closed on the way.
+    fn turned(&self, failures: u32) -> Settings {
+        let mut turned = self.clone();
+        let by = failures as usize % turned.challenges.len().max(1);
+        turned.challenges.rotate_left(by);
+        turned
+    }
+}
+
+/// How an authority may have it proven that a name is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Http01,
+    TlsAlpn01,
+    Dns01,
+}
+
+/// One certificate, for all hosts of a site that have none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub site: String,
+    /// In lower case, sorted.
+    pub hosts: Vec<String>,
+    /// Chain and key, once there are.
+    pub file: PathBuf,
+}
+
+/// What is to be looked after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub settings: Settings,
+    pub wanted: Vec<Wanted>,
+}
+
+/// Writes a file that its owner alone can read, whole or not at all.
+pub type Keep = fn(&Path, &[u8]) -> io::Result<()>;
+
+/// How it stands with a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub hosts: Vec<String>,
+    /// When it is ordered next; none: just now it is.
+    pub due: Option<SystemTime>,
+    /// Orders in a row that have failed, and why the last one did.
+    pub failures: u32,
+    pub trouble: Option<String>,
+}
+
+/// Why an order came to nothing.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Trouble {
+    message: String,
+    /// When the authority wants to be asked again.
+    not_before: Option<SystemTime>,
+}
+
+impl Trouble {
+    fn new(message: impl Into<String>) -> Trouble {
+        Trouble { message: message.into(), not_before: None }
+    }
+}
+
+impl From<instant_acme::Error> for Trouble {
+    fn from(error: instant_acme::Error) -> Trouble {
+        let message = match &error {
+            instant_acme::Error::Api(problem) => told(problem),
+            other => with_sources(other),
+        };
+        Trouble::new(message)
+    }
+}
+
+/// What an authority says, with what it says of single names.
+fn told(problem: &instant_acme::Problem) -> String {
+    let mut text =
+        problem.detail.clone().unwrap_or_else(|| "the authority refuses without a reason".to_owned());
+    for one in &problem.subproblems {
+        text += &format!("; {one}");
+    }
+    if let Some(kind) = problem.r#type.as_deref().and_then(|kind| kind.rsplit(':').next()) {
+        text += &format!(" ({kind})");
+    }
+    text
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let its = source.to_string();
+        if !text.contains(&its) {
+            text += &format!(": {its}");
+        }
+        next = source.source();
+    }
+    text
+}

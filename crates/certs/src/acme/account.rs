@@ -1,0 +1,105 @@
+//! The account at the authority. Its key is kept: whoever loses it begins anew, with new limits.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use instant_acme::{Account, AccountCredentials, ExternalAccountKey, NewAccount};
+
+use super::client::{Https, NotBefore};
+use super::{Keep, Settings, Trouble};
+
+/// What binds the account to one that the authority knows already (RFC 8555, section 7.3.4).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Eab {
+    pub key_id: String,
+    pub hmac_key: Vec<u8>,
+}
+
+impl fmt::Debug for Eab {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The other is a secret.
+        f.debug_struct("Eab").field("key_id", &self.key_id).finish_non_exhaustive()
+    }
+}
+
+/// An account that can be used.
+pub(super) struct Client {
+    pub(super) account: Account,
+    not_before: NotBefore,
+}
+
+impl Client {
+    /// The one that is kept, or a new one.
+    pub(super) async fn obtain(settings: &Settings, keep: Keep) -> Result<Client, Trouble> {
+        let not_before = Arc::new(Mutex::new(None));
+        let https = Https::new(settings.ca.as_deref(), not_before.clone())?;
+        let builder = Account::builder_with_http(Box::new(https));
+        let file = file_of(settings);
+        let found = match kept(settings) {
+            Ok(Some(credentials)) => builder.from_credentials(credentials).await,
+            Ok(None) => {
+                let contact: Vec<String> =
+                    settings.email.iter().map(|email| format!("mailto:{email}")).collect();
+                let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
+                let new = NewAccount {
+                    contact: &contact,
+                    terms_of_service_agreed: true,
+                    only_return_existing: false,
+                };
+                let eab = settings.eab.as_ref();
+                let eab = eab.map(|eab| ExternalAccountKey::new(eab.key_id.clone(), &eab.hmac_key));
+                match builder.create(&new, settings.directory.clone(), eab.as_ref()).await {
+                    Ok((account, credentials)) => {
+                        let text = serde_json::to_vec(&credentials)
+                            .map_err(|error| Trouble::new(error.to_string()))?;
+                        keep(&file, &text).map_err(|error| {
+                            Trouble::new(format!("{} cannot be written: {error}", file.display()))
+                        })?;
+                        tracing::info!(
+                            account = account.id(),
+                            directory = settings.directory,
+                            "ACME account made"
+                        );
+                        Ok(account)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            Err(reason) => return Err(Trouble::new(reason)),
+        };
+        match found {
+            Ok(account) => Ok(Client { account, not_before }),
+            Err(error) => {
+                let not_before = asked(&not_before);
+                Err(Trouble { not_before, ..Trouble::from(error) })
+            }
+        }
+    }
+
+    /// When the authority wants to be asked again.
+    pub(super) fn not_before(&self) -> Option<std::time::SystemTime> {
+        asked(&self.not_before)
+    }
+}
+
+fn asked(not_before: &NotBefore) -> Option<std::time::SystemTime> {
+    not_before.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn file_of(settings: &Settings) -> PathBuf {
+    settings.folder.join("account.json")
+}
+
+fn kept(settings: &Settings) -> Result<Option<AccountCredentials>, String> {
+    let file = file_of(settings);
+    let text = match fs::read(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("{} cannot be read: {error}", file.display())),
+    };
+    let reason = |error| format!("{} is no ACME account: {error}; restore or remove it", file.display());
+    serde_json::from_slice(&text).map(Some).map_err(reason)
+}

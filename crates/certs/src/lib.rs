@@ -1,0 +1,16 @@
+//! Who the gateway is: certificates, the choice among them by SNI, the TLS configurations of TCP and QUIC that present
+//! them, and where they come from if nobody puts them into files: an authority that speaks ACME.
+
+pub mod acme;
+mod certificate;
+mod facts;
+mod server;
+mod sessions;
+mod store;
+mod tickets;
+
+pub use certificate::{Certificate, CertificateError};
+pub use facts::Facts;
+pub use server::TlsServer;
+pub use store::CertificateStore;
+pub use tickets::{ROTATION, TicketKey, Tickets};
