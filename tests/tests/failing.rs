@@ -180,6 +180,32 @@ async fn a_refusal_costs_no_time() {
 }
 
 /// An answer that is none.
+/// All the connections that were kept to one that has just died are of no use, and no request tries them one after the other.
+#[tokio::test]
+async fn stale_connections_cost_one_try_of_a_vm() {
+    const KEPT: usize = 5;
+    for version in Version::ALL {
+        let all_there = Arc::new(tokio::sync::Barrier::new(KEPT));
+        let a = origin()
+            .named("a")
+            .on("/kept", move |call| {
+                let all_there = all_there.clone();
+                Box::pin(async move {
+                    all_there.wait().await;
+                    call.greet().await;
+                })
+            })
+            .on("/", |call| Box::pin(async move { call.die() }));
+        let (a, b) = (a.start().await, origin().named("b").start().await);
+        let gw = with("balance = \"first\"", &[a.address(), b.address()]).await;
+        let kept = (0..KEPT).map(|_| gw.request(version, get("/kept")));
+        assert!(futures_util::future::join_all(kept).await.iter().all(|reply| reply.vm() == "a"));
+        answers(&gw.client(version, "shop.test").await, "b").await;
+        assert_eq!(a.requests().len(), KEPT + 2, "{version:?}");
+        gw.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn garbage_is_a_failure_too() {
     for version in Version::ALL {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
+use rustls::{SignatureAlgorithm, SignatureScheme};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
@@ -78,6 +79,16 @@ impl Certificate {
         self.covers_all
     }
 
+    /// What kind of key it has.
+    pub(crate) fn algorithm(&self) -> SignatureAlgorithm {
+        self.key.key.algorithm()
+    }
+
+    /// Whether a client that can check these signatures can check those made with its key.
+    pub(crate) fn is_for(&self, schemes: &[SignatureScheme]) -> bool {
+        self.key.key.choose_scheme(schemes).is_some()
+    }
+
     /// The SHA-256 of the server's own certificate, in hexadecimal digits.
     #[must_use]
     pub fn fingerprint(&self) -> String {
@@ -105,21 +116,29 @@ impl Certificate {
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(cert)
             .collect::<Result<_, _>>()
             .map_err(|error| (Which::Chain, Problem::Pem(error)))?;
-        let leaf = chain.first().ok_or((Which::Chain, Problem::Empty))?;
+        let Some(leaf) = chain.first() else {
+            let swapped = holds(cert, b"PRIVATE KEY-----");
+            return Err((Which::Chain, if swapped { Problem::Swapped } else { Problem::Empty }));
+        };
         let facts = Facts::of(leaf);
         let names = webpki::EndEntityCert::try_from(leaf)
             .map_err(|error| (Which::Chain, Problem::X509(error)))?
             .valid_dns_names()
             .map(str::to_ascii_lowercase)
             .collect();
+        let text = key;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| {
             let problem = match error {
+                _ if is_encrypted(key) => Problem::Encrypted,
+                pem::Error::NoItemsFound if holds(key, b"BEGIN CERTIFICATE-----") => Problem::Swapped,
                 pem::Error::NoItemsFound => Problem::NoKey,
                 other => Problem::Pem(other),
             };
             (Which::Key, problem)
         })?;
-        let key = any_supported_type(&key).map_err(|error| (Which::Key, Problem::Key(error)))?;
+        let key = any_supported_type(&key).map_err(|error| {
+            (Which::Key, if is_encrypted(text) { Problem::Encrypted } else { Problem::Key(error) })
+        })?;
         let key = CertifiedKey::new(chain, key);
         match key.keys_match() {
             // Some key types cannot tell; rustls then finds out at the first handshake.
@@ -161,12 +180,24 @@ enum Which {
     Key,
 }
 
+fn holds(text: &[u8], words: &[u8]) -> bool {
+    text.windows(words.len()).any(|window| window == words)
+}
+
+/// Locked by a passphrase, in either of the ways there are (RFC 5958; RFC 1421).
+fn is_encrypted(key: &[u8]) -> bool {
+    holds(key, b"BEGIN ENCRYPTED PRIVATE KEY") || holds(key, b"Proc-Type: 4,ENCRYPTED")
+}
+
 #[derive(Debug)]
 enum Problem {
     Read(std::io::Error),
     Pem(pem::Error),
     Empty,
     NoKey,
+    Encrypted,
+    /// A key where the certificate should be, or the other way round.
+    Swapped,
     X509(webpki::Error),
     Key(rustls::Error),
     Mismatch,
@@ -186,8 +217,18 @@ impl fmt::Display for CertificateError {
                 "{path} holds no certificate; expected PEM with BEGIN CERTIFICATE, the server's own first"
             ),
             Problem::NoKey => {
-                write!(f, "{path} holds no private key; expected PEM with BEGIN PRIVATE KEY, not encrypted")
+                write!(f, "{path} holds no private key; expected PEM with BEGIN PRIVATE KEY")
             }
+            Problem::Encrypted => write!(
+                f,
+                "{path} holds a key that is locked by a passphrase, and nobody is there to type it; unlock it once \
+                 (`openssl pkey -in {path} -out unlocked.key`), and let foregate's user alone read it"
+            ),
+            Problem::Swapped => write!(
+                f,
+                "{path} is the wrong one of the two: `cert` names the file with the certificate, `key` the one with its \
+                 private key"
+            ),
             Problem::X509(error) => write!(f, "{path} holds a certificate that cannot be used: {error}"),
             Problem::Key(error) => write!(
                 f,
@@ -202,3 +243,36 @@ impl fmt::Display for CertificateError {
 }
 
 impl std::error::Error for CertificateError {}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_key_is_told_with_the_way_out() {
+        let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let block =
+            |label: &str, head: &str| format!("-----BEGIN {label}-----\n{head}AAAA\n-----END {label}-----\n");
+        let locked = block("ENCRYPTED PRIVATE KEY", "");
+        let old = block("RSA PRIVATE KEY", "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n");
+        let refused = |chain: &str, key: &str| {
+            Certificate::from_pem(chain.as_bytes(), key.as_bytes()).unwrap_err().to_string()
+        };
+        for (cert, key, says) in [
+            (&*chain, &*locked, "openssl pkey -in"),
+            (&*chain, &*old, "openssl pkey -in"),
+            (&*key, &*chain, "the wrong one of the two"),
+            (&*chain, &*chain, "the wrong one of the two"),
+            (&*chain, &*other, "not the private key of the certificate"),
+            (&*chain, "", "holds no private key"),
+            ("", &*key, "holds no certificate"),
+            (&*chain, &*block("PRIVATE KEY", ""), "kind that cannot be used"),
+        ] {
+            assert!(refused(cert, key).contains(says), "{says}: {}", refused(cert, key));
+        }
+        assert!(Certificate::from_pem(chain.as_bytes(), key.as_bytes()).is_ok());
+    }
+}

@@ -60,6 +60,7 @@ pub(crate) enum Command {
         at: Where,
     },
     /// Tell which certificates are shown, and for which hosts
+    #[command(visible_alias = "certs")]
     Certificates {
         #[command(flatten)]
         at: Where,

@@ -108,6 +108,8 @@ impl Forwarding<'_> {
         let mut refused: Option<Response<Body>> = None;
         let mut repetition: Option<Repetition<'_>> = None;
         let mut without = Without::Usable;
+        // Whose last failure said nothing of it.
+        let mut excused: Option<usize> = None;
         for left in (0..=pool.retry.attempts).rev() {
             let carried = cookies.as_ref().unwrap_or(&outgoing.headers);
             // Whoever holds on to what one VM has said does not wait for another.
@@ -239,6 +241,11 @@ impl Forwarding<'_> {
                         if !(reused && pool.members().len() == 1) {
                             tried.push(attempt.index);
                         }
+                    } else if excused.replace(attempt.index) == Some(attempt.index)
+                        && pool.members().len() > 1
+                    {
+                        // All the connections of one that has just died are stale, and there may be many.
+                        tried.push(attempt.index);
                     }
                     body
                 }

@@ -437,7 +437,8 @@ async fn handshake(worker: Rc<Worker>, begun: Begun) {
         .and_then(|data| data.downcast::<HandshakeData>().ok())
         .and_then(|data| data.server_name)
         .map(|name| name.to_ascii_lowercase().into_boxed_str());
-    let Some(certificate) = live.certificates.present(sni.as_deref()).cloned() else {
+    // quinn does not tell which signatures the client knows; who speaks QUIC knows the preferred ones.
+    let Some(certificate) = live.certificates.present(sni.as_deref(), &[]).cloned() else {
         connection.close(VarInt::from_u32(0), b"");
         return;
     };

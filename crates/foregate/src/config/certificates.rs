@@ -69,7 +69,7 @@ pub(super) fn compile(
     let default = gathered.fallback(tls, sound, problems);
     // What a certificate that could not be read would have covered is not to be complained of as well.
     if https && sound && !tls.self_signed {
-        gathered.refuse_missing(sites, default.is_some() || tls.default_certificate.is_some(), problems);
+        gathered.refuse_missing(sites, !default.is_empty() || tls.default_certificate.is_some(), problems);
     }
     let Gathered { listed, by_host, made, opened, ordered, .. } = gathered;
     let pairs = opened.pairs.into_values().flatten().chain(ordered).collect();
@@ -281,15 +281,13 @@ impl Gathered<'_> {
     }
 
     /// What clients with no or an unknown SNI are shown.
-    fn fallback(&self, tls: &Tls, sound: bool, problems: &Problems) -> Option<Arc<Certificate>> {
-        let Some(wanted) = &tls.default_certificate else { return self.nameless.clone() };
-        let store = CertificateStore::new(self.listed.clone(), self.by_host.clone(), None);
+    fn fallback(&self, tls: &Tls, sound: bool, problems: &Problems) -> Vec<Arc<Certificate>> {
+        let Some(wanted) = &tls.default_certificate else { return self.nameless.iter().cloned().collect() };
+        let store = CertificateStore::new(self.listed.clone(), self.by_host.clone(), Vec::new());
         let host = wanted.value.to_ascii_lowercase();
-        if let Some(certificate) = store.find(&host) {
-            return Some(certificate.clone());
-        }
-        if !sound {
-            return None;
+        let found = store.find(&host);
+        if !(found.is_empty() && sound) || self.awaits(&host) {
+            return found.to_vec();
         }
         let known: Vec<&str> =
             self.listed.iter().flat_map(|listed| listed.names()).map(String::as_str).collect();
@@ -299,7 +297,14 @@ impl Gathered<'_> {
             None if known.is_empty() => problem.help("list one under [[tls.certificates]]"),
             None => problem.help(format!("the certificates are for {}", known.join(", "))),
         });
-        None
+        Vec::new()
+    }
+
+    /// Whether an authority is to issue one for it.
+    fn awaits(&self, host: &str) -> bool {
+        let wildcard = host.split_once('.').map(|(_, parent)| HostPattern::Wildcard(parent.into()));
+        self.awaited.contains(&HostPattern::Exact(host.into()))
+            || wildcard.is_some_and(|wildcard| self.awaited.contains(&wildcard))
     }
 
     fn refuse_missing(&self, sites: &[(&SiteDraft, SiteLayer)], has_default: bool, problems: &Problems) {
