@@ -243,7 +243,7 @@ async fn statuses_are_made_again_elsewhere_where_that_is_asked_for() {
 async fn who_asks_for_a_rest_is_left_alone_for_so_long() {
     for version in Version::ALL {
         let a = origin().named("a").on("/", |call| {
-            Box::pin(async move { call.reply(503, &Fields::new().with("retry-after", "90"), "later").await })
+            Box::pin(async move { call.reply(503, &Fields::new().with("retry-after", "35"), "later").await })
         });
         let (a, b) = (a.start().await, origin().named("b").start().await);
         let keys = "balance = \"first\"\nretry = { on = [\"connect\", \"503\"] }\noutlier = { consecutive_failures = 2, eject = \"10s\" }";
@@ -253,7 +253,7 @@ async fn who_asks_for_a_rest_is_left_alone_for_so_long() {
             answers(&client, "b").await;
         }
         assert_eq!(a.requests().len(), 2, "{version:?}");
-        said(&gw, &["set aside", "backend=", "time=90s"]).await;
+        said(&gw, &["set aside", "backend=", "time=35s"]).await;
         gw.stop().await;
     }
 }

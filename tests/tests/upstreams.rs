@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use foregate_tests::{
-    Authority, Body, Gateway, GatewayBuilder, Origin, Version, check, digest_of, eventually, gateway, get,
-    origin, post,
+    Authority, Body, Gateway, GatewayBuilder, Origin, Version, check, digest_of, eventually,
+    eventually_async, gateway, get, origin, post,
 };
 
 fn pool(backend: &str, keys: &str) -> GatewayBuilder {
@@ -126,6 +126,32 @@ async fn a_certificate_that_does_not_fit_is_502() {
         gw.stop().await;
     }
     assert!(vm.requests().is_empty());
+}
+
+/// As those that visitors are shown: nobody has to reload.
+#[tokio::test]
+async fn files_of_a_pools_tls_that_change_are_read_again() {
+    let vm = origin().named("tls").tls("vm.lan", false).start().await;
+    let (stranger, _) = Authority::shared().issue(&["stranger.lan"]);
+    let keys = "tls = { ca = \"vm-ca.pem\", server_name = \"vm.lan\" }";
+    let gw = pool(&format!("https://{}", vm.address()), keys).file("vm-ca.pem", &stranger).start().await;
+    assert_eq!(gw.request(Version::H2, get("/")).await.status, 502, "it trusts somebody else");
+    let write = |text: &str| {
+        std::fs::write(gw.folder().join("aside"), text).unwrap();
+        std::fs::rename(gw.folder().join("aside"), gw.folder().join("vm-ca.pem")).unwrap();
+    };
+    write(Authority::shared().pem());
+    eventually_async("it is trusted", || async {
+        (gw.request(Version::H2, get("/")).await.status == 200).then_some(())
+    })
+    .await;
+    write("oops");
+    eventually("it is told", || gw.log().having(&["what was there before is used on"]).pop()).await;
+    for version in Version::ALL {
+        assert_eq!(gw.request(version, get("/")).await.status, 200, "{version:?}");
+    }
+    assert!(gw.refused(&["reload"]).await.contains("vm-ca.pem"));
+    gw.stop().await;
 }
 
 #[tokio::test]

@@ -97,21 +97,27 @@ pub(crate) struct Trouble {
     message: String,
     /// When the authority wants to be asked again.
     not_before: Option<SystemTime>,
+    /// The same order will not come to anything.
+    is_final: bool,
+    /// It does not know our account any more.
+    account_is_lost: bool,
 }
 
 impl Trouble {
     fn new(message: impl Into<String>) -> Trouble {
-        Trouble { message: message.into(), not_before: None }
+        Trouble { message: message.into(), not_before: None, is_final: false, account_is_lost: false }
     }
 }
 
 impl From<instant_acme::Error> for Trouble {
     fn from(error: instant_acme::Error) -> Trouble {
-        let message = match &error {
-            instant_acme::Error::Api(problem) => told(problem),
-            other => with_sources(other),
-        };
-        Trouble::new(message)
+        match &error {
+            instant_acme::Error::Api(problem) => Trouble {
+                account_is_lost: kind(problem) == Some("accountDoesNotExist"),
+                ..Trouble::new(told(problem))
+            },
+            other => Trouble::new(with_sources(other)),
+        }
     }
 }
 
@@ -122,10 +128,15 @@ fn told(problem: &instant_acme::Problem) -> String {
     for one in &problem.subproblems {
         text += &format!("; {one}");
     }
-    if let Some(kind) = problem.r#type.as_deref().and_then(|kind| kind.rsplit(':').next()) {
+    if let Some(kind) = kind(problem) {
         text += &format!(" ({kind})");
     }
     text
+}
+
+/// What kind of problem it is (RFC 8555, section 6.7).
+fn kind(problem: &instant_acme::Problem) -> Option<&str> {
+    problem.r#type.as_deref()?.rsplit(':').next()
 }
 
 fn with_sources(error: &dyn std::error::Error) -> String {

@@ -67,6 +67,14 @@ impl Certificate {
         leaf.verify_is_valid_for_subject_name(&name).is_ok()
     }
 
+    /// Whether a name that may be a wildcard is one that it was issued for, itself or by a wildcard.
+    #[must_use]
+    pub fn is_named(&self, name: &str) -> bool {
+        let wildcard = || name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+        let named = |name: &str| self.names.iter().any(|one| one == name);
+        named(name) || !name.starts_with("*.") && wildcard().is_some_and(|wildcard| named(&wildcard))
+    }
+
     /// Who has issued it, and how long it is good, if that can be read.
     #[must_use]
     pub fn facts(&self) -> Option<&Facts> {

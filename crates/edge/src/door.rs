@@ -10,14 +10,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many wait here.
-const ROOM: usize = 64;
+/// So many wait here, and so many come here before the next is let in.
+pub(crate) const ROOM: usize = 64;
 /// When somebody has been waiting all the time for so long it is no burst. Nor is it over before nobody had to leave for
 /// so long.
-const BURST: Duration = Duration::from_secs(1);
+pub(crate) const BURST: Duration = Duration::from_secs(1);
+/// In a crowd nobody waits for longer: who came later is let in before, so it would be for ever.
+const STALE: Duration = Duration::from_secs(1);
+/// So many more may come in a crowd however many wait, for there is no telling whether those wait still.
+const LEAST: usize = ROOM / 4;
 
 pub(crate) struct Door<T> {
-    waiting: VecDeque<T>,
+    waiting: VecDeque<(Instant, T)>,
     /// Since when it has not been empty.
     since: Option<Instant>,
     /// When somebody had to leave last, and how many had.
@@ -40,7 +44,7 @@ impl<T> Door<T> {
 
     /// How many more may come while they can be kept out before they come here; none: all.
     pub(crate) fn room(&self, now: Instant) -> Option<usize> {
-        self.is_crowded(now).then(|| ROOM - self.waiting.len())
+        self.is_crowded(now).then(|| (ROOM - self.waiting.len()).max(LEAST))
     }
 
     /// So many were.
@@ -55,8 +59,22 @@ impl<T> Door<T> {
         self.since.get_or_insert(now);
         let leaves = if self.waiting.len() >= ROOM { self.waiting.pop_front() } else { None };
         self.keep_out(u64::from(leaves.is_some()), now);
-        self.waiting.push_back(one);
-        leaves
+        self.waiting.push_back((now, one));
+        leaves.map(|(_, one)| one)
+    }
+
+    /// One who has waited in a crowd for too long.
+    pub(crate) fn stale(&mut self, now: Instant) -> Option<T> {
+        let is_stale = |(since, _): &(Instant, T)| now.duration_since(*since) >= STALE;
+        if !self.is_crowded(now) || !self.waiting.front().is_some_and(is_stale) {
+            return None;
+        }
+        self.keep_out(1, now);
+        let stale = self.waiting.pop_front();
+        if self.is_empty() {
+            self.since = None;
+        }
+        stale.map(|(_, one)| one)
     }
 
     /// The next that is let in.
@@ -65,7 +83,7 @@ impl<T> Door<T> {
         if self.is_empty() {
             self.since = None;
         }
-        next
+        next.map(|(_, one)| one)
     }
 
     /// Says how many had to leave, once that is over.
@@ -98,11 +116,17 @@ mod tests {
         assert_eq!(door.next(), Some(ROOM - 1), "who came last waits least");
         assert!(door.takes(soon));
         assert_eq!(door.wait(64, soon), None);
+        assert_eq!((door.room(soon), door.stale(soon)), (None, None));
         let late = begun + BURST;
         assert!(door.takes(late));
         assert_eq!(door.wait(65, late), Some(0));
+        assert_eq!(door.room(late), Some(LEAST));
+        let stale: Vec<_> = std::iter::from_fn(|| door.stale(late)).collect();
+        assert_eq!(stale, (1..ROOM - 1).collect::<Vec<_>>(), "they would never have been let in");
+        let stays = ROOM - stale.len();
+        assert_eq!(stays, 2);
         let all: Vec<_> = std::iter::from_fn(|| door.next()).collect();
-        assert_eq!((all.len(), all.first(), all.last()), (ROOM, Some(&65), Some(&1)));
+        assert_eq!(all, [65, 64]);
         let soon = late + BURST - Duration::from_millis(1);
         assert_eq!(door.over(soon), None);
         for n in 0..ROOM {
@@ -111,7 +135,7 @@ mod tests {
         assert!(door.takes(soon), "it goes on");
         while door.next().is_some() {}
         let end = late + BURST;
-        assert_eq!((door.over(end), door.over(end)), (Some(1), None), "it is said once");
+        assert_eq!((door.over(end), door.over(end)), (Some(1 + stale.len() as u64), None), "it is said once");
         for n in 0..ROOM {
             assert_eq!(door.wait(n, end), None);
         }

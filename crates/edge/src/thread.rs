@@ -14,9 +14,10 @@ use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use crate::accept;
-use crate::door::Door;
+use crate::door::{Door, ROOM};
 use crate::drain::Phase;
 use crate::gateway::Shared;
+use crate::limit::Permit;
 use crate::listen::{Opened, Way};
 use crate::listener::Listener;
 use crate::peer::canonical;
@@ -196,17 +197,23 @@ async fn accept_tcp(worker: Rc<Worker>, listener: Rc<Listener>, socket: TcpListe
         // It never did: what waits there is another process's.
         return;
     }
-    let mut door = Door::new();
+    let (mut door, mut taken) = (Door::new(), 0);
     while listener.serves() {
+        while let Some((_, address, _)) = door.stale(Instant::now()) {
+            worker.turned_away(address);
+        }
         let accepted = tokio::select! {
             biased;
-            accepted = socket.accept(), if door.takes(Instant::now()) => Some(accepted),
+            accepted = socket.accept(), if taken < ROOM && door.takes(Instant::now()) => Some(accepted),
             () = listener.drain.reached(Phase::Draining) => None,
             () = ready(()), if !door.is_empty() => None,
         };
         match accepted {
             Some(Ok(accepted)) => {
-                if let Some((_, address)) = door.wait(accepted, Instant::now()) {
+                taken += 1;
+                if let Some(permitted) = permit(&worker, accepted)
+                    && let Some((_, address, _)) = door.wait(permitted, Instant::now())
+                {
                     worker.turned_away(address);
                 }
                 continue;
@@ -214,19 +221,22 @@ async fn accept_tcp(worker: Rc<Worker>, listener: Rc<Listener>, socket: TcpListe
             Some(Err(error)) => refused(&error).await,
             None => {}
         }
-        while door.next().is_some_and(|accepted| !admit(&worker, &listener, accepted, secure)) {}
-        match door.is_empty() {
-            true => {
-                if let Some(turned_away) = door.over(Instant::now()) {
-                    tracing::info!(turned_away, "everybody is let in again");
-                }
-            }
-            // Whoever is in comes first.
-            false => yield_now().await,
+        if let Some(permitted) = door.next() {
+            admit(&worker, &listener, permitted, secure);
         }
+        if door.is_empty()
+            && let Some(turned_away) = door.over(Instant::now())
+        {
+            tracing::info!(turned_away, "everybody is let in again");
+        }
+        if !door.is_empty() || taken >= ROOM {
+            // Whoever is in comes first.
+            yield_now().await;
+        }
+        taken = 0;
     }
-    while let Some(accepted) = door.next() {
-        admit(&worker, &listener, accepted, secure);
+    while let Some(permitted) = door.next() {
+        admit(&worker, &listener, permitted, secure);
     }
     // What the kernel has accepted for us already would be reset when the socket closes: all of it, so not in the turns in
     // which the runtime lets tasks have their way.
@@ -237,7 +247,11 @@ async fn accept_tcp(worker: Rc<Worker>, listener: Rc<Listener>, socket: TcpListe
             Ok((TcpStream::from_std(stream)?, address))
         });
         match accepted {
-            Ok(accepted) => _ = admit(&worker, &listener, accepted, secure),
+            Ok(accepted) => {
+                if let Some(permitted) = permit(&worker, accepted) {
+                    admit(&worker, &listener, permitted, secure);
+                }
+            }
             Err(error) if is_of_one(&error) => {}
             // Mostly that nothing waits any more.
             Err(_) => return,
@@ -245,25 +259,25 @@ async fn accept_tcp(worker: Rc<Worker>, listener: Rc<Listener>, socket: TcpListe
     }
 }
 
-/// Serves a connection, if the limits allow it.
-fn admit(
-    worker: &Rc<Worker>,
-    listener: &Rc<Listener>,
-    (stream, address): (TcpStream, SocketAddr),
-    secure: bool,
-) -> bool {
+/// A connection that counts.
+type Permitted = (TcpStream, SocketAddr, Permit);
+
+/// Counts a connection, if the limits allow it.
+fn permit(worker: &Worker, (stream, address): (TcpStream, SocketAddr)) -> Option<Permitted> {
     let address = canonical(address);
     match worker.connections.admit(address.ip(), true) {
-        Ok(permit) => {
-            let worker = worker.clone();
-            listener.serve(|entered| accept::serve(worker, entered, stream, address, permit, secure));
-            true
-        }
+        Ok(permit) => Some((stream, address, permit)),
         Err(full) => {
             full.log(worker, address);
-            false
+            None
         }
     }
+}
+
+/// Serves a connection.
+fn admit(worker: &Rc<Worker>, listener: &Rc<Listener>, (stream, address, permit): Permitted, secure: bool) {
+    let worker = worker.clone();
+    listener.serve(|entered| accept::serve(worker, entered, stream, address, permit, secure));
 }
 
 /// `accept` fails for reasons of one connection, or because files or memory are short; then it would fail

@@ -1,4 +1,4 @@
-//! A certificate and its key in files, and whether those have changed since.
+//! Certificates and keys in files, and whether those have changed since they were read.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -20,7 +20,7 @@ pub(crate) fn look_at(path: &Path) -> Look {
 pub(crate) struct Pair {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
-    /// None: it is only waited for.
+    /// None: it is waited for, or somebody else's.
     pub(crate) certificate: Option<Arc<Certificate>>,
     /// The site whose certificate is ordered from an authority.
     pub(crate) ordered_for: Option<String>,
@@ -35,6 +35,12 @@ impl Pair {
         let looks = [cert, key].map(look_at);
         let certificate = Some(Arc::new(Certificate::load(cert, key)?));
         Ok(Pair { cert: cert.to_owned(), key: key.to_owned(), certificate, ordered_for: None, looks })
+    }
+
+    /// Files that somebody else reads, who is to read them again when they have changed.
+    pub(crate) fn watched(cert: &Path, key: &Path) -> Pair {
+        let looks = [cert, key].map(look_at);
+        Pair { cert: cert.to_owned(), key: key.to_owned(), certificate: None, ordered_for: None, looks }
     }
 
     /// What an authority has issued for a site: chain and key in one file, which need not be there yet.

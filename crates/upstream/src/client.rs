@@ -114,6 +114,15 @@ pub struct SendError {
     pub failure: Failure,
     /// The request's body, when nothing of the request reached the VM.
     pub unsent: Option<Body>,
+    /// The VM has said that it will not look at the request.
+    pub refused: bool,
+}
+
+impl From<Failure> for SendError {
+    /// Nobody knows how far the request got.
+    fn from(failure: Failure) -> SendError {
+        SendError { failure, unsent: None, refused: false }
+    }
 }
 
 impl SendError {

@@ -152,7 +152,7 @@ impl Http1 {
             Sending::Body { upload, .. } | Sending::Stuck { upload: Some(upload) } => upload.into_body(),
             Sending::Done | Sending::Stuck { upload: None } => Body::Empty,
         });
-        Err(SendError { failure, unsent })
+        Err(SendError { unsent, ..failure.into() })
     }
 
     /// Sends the request, and waits for the head of its final response. `untouched` stays true as long as nothing

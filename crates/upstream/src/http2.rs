@@ -49,6 +49,8 @@ struct Usage {
     active: Cell<usize>,
     last: Cell<Instant>,
     scheme: http::uri::Scheme,
+    /// The VM has said so; hyper may not have noticed yet.
+    leaving: Cell<bool>,
 }
 
 /// One request under way.
@@ -96,13 +98,18 @@ impl Http2 {
                 tracing::debug!(%error, "HTTP/2 connection to a backend ended");
             }
         });
-        let usage = Rc::new(Usage { active: Cell::new(0), last: Cell::new(Instant::now()), scheme });
+        let usage = Rc::new(Usage {
+            active: Cell::new(0),
+            last: Cell::new(Instant::now()),
+            scheme,
+            leaving: Cell::new(false),
+        });
         Ok(Http2 { sender, usage, active: None })
     }
 
     /// A handle for one more request, if the connection takes it.
     pub(crate) fn share(&self) -> Option<Http2> {
-        if self.sender.is_closed() || self.usage.active.get() >= MAX_ACTIVE {
+        if self.is_closed() || self.usage.active.get() >= MAX_ACTIVE {
             return None;
         }
         self.usage.active.set(self.usage.active.get() + 1);
@@ -111,7 +118,7 @@ impl Http2 {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.sender.is_closed() || self.usage.leaving.get()
     }
 
     pub(crate) fn is_idle_since(&self, now: Instant, limit: Duration) -> bool {
@@ -147,7 +154,7 @@ impl Http2 {
         });
         let Some(uri) = uri else {
             let failure = Failure::because(Kind::ClientBody, "the host cannot be written as an authority");
-            return Err(SendError { failure, unsent: None });
+            return Err(failure.into());
         };
         *request.uri_mut() = uri;
 
@@ -165,17 +172,22 @@ impl Http2 {
         })
         .await;
         match answered {
-            None => Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None }),
+            None => Err(Failure::from(Kind::HeadTimeout).into()),
             Some(Err(mut error)) => {
-                let untouched = error.take_message().is_some() || is_untouched(error.error());
+                let unseen = unseen(error.error());
+                if unseen == Some(Unseen::Leaving) {
+                    self.usage.leaving.set(true);
+                }
+                let untouched = error.take_message().is_some() || unseen.is_some();
                 let unsent = untouched.then(|| upload.again()).flatten();
                 let client_side = progress.as_ref().and_then(|progress| progress.failure());
-                Err(SendError { failure: client_side.unwrap_or_else(|| failure(error.into_error())), unsent })
+                let failure = client_side.unwrap_or_else(|| failure(error.into_error()));
+                Err(SendError { unsent, refused: unseen == Some(Unseen::Refused), ..failure.into() })
             }
             Some(Ok(response)) => {
                 upload.forget();
                 if let Err(failure) = check_status(response.status()) {
-                    return Err(SendError { failure, unsent: None });
+                    return Err(failure.into());
                 }
                 let (mut parts, incoming) = response.into_parts();
                 // hyper takes a reset without error in mid-body for its end; the announced length knows.
@@ -197,14 +209,22 @@ impl Http2 {
     }
 }
 
-/// Whether the VM says that it has not looked at the request (RFC 9113, section 8.7), so that anything may be sent again.
-fn is_untouched(error: &hyper::Error) -> bool {
-    let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else {
-        return false;
-    };
+/// Why a VM says that it has not looked at a request (RFC 9113, section 8.7), so that anything may be sent again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unseen {
+    /// It does not want it.
+    Refused,
+    /// It takes nothing more by this connection.
+    Leaving,
+}
+
+fn unseen(error: &hyper::Error) -> Option<Unseen> {
+    let error = error.source()?.downcast_ref::<h2::Error>().filter(|error| error.is_remote())?;
     // A stream is told of the VM's GOAWAY only where its number lies beyond the last one that the VM has looked at.
-    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-    error.is_remote() && (refused || error.is_go_away())
+    if error.is_go_away() {
+        return Some(Unseen::Leaving);
+    }
+    (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)).then_some(Unseen::Refused)
 }
 
 /// A request's body as hyper sends it. Where the VM has not looked at it, it is given back; none: there is nothing in it.

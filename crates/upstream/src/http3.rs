@@ -139,7 +139,7 @@ impl Http3 {
         let (upload, progress) = Upload::new(std::mem::take(&mut outgoing.body), expects);
         let request = match request(outgoing, upload.size_hint().exact()) {
             Ok(request) => request,
-            Err(failure) => return Err(SendError { failure, unsent: None }),
+            Err(failure) => return Err(failure.into()),
         };
         // It is given back where the VM says that it has not looked at the request.
         let upload = Rc::new(RefCell::new(upload));
@@ -147,7 +147,7 @@ impl Http3 {
         let failed = |broken: Broken, sent: Option<StreamId>| {
             let untouched = sent.is_none_or(|id| broken.rejects() || self.shared.farewell.excludes(id));
             let unsent = untouched.then(|| upload.borrow_mut().again()).flatten();
-            SendError { failure: broken.failure(), unsent }
+            SendError { unsent, refused: broken.rejects(), ..broken.failure().into() }
         };
         let mut deadline = Deadline::default();
         let mut patience = Patience::new(response_timeout);
@@ -163,7 +163,7 @@ impl Http3 {
             .await
         };
         let stream = match opened {
-            None => return Err(SendError { failure: Kind::HeadTimeout.into(), unsent: None }),
+            None => return Err(Failure::from(Kind::HeadTimeout).into()),
             Some(Err(broken)) => return Err(failed(broken, None)),
             Some(Ok(stream)) => stream,
         };
@@ -206,11 +206,11 @@ impl Http3 {
                 drop(uploading);
                 return Err(match stop {
                     Stop::Vm(broken) => failed(broken, Some(id)),
-                    Stop::Client(failure) => SendError { failure, unsent: None },
-                    Stop::Late => SendError { failure: Kind::HeadTimeout.into(), unsent: None },
+                    Stop::Client(failure) => failure.into(),
+                    Stop::Late => Failure::from(Kind::HeadTimeout).into(),
                     Stop::Silent => {
                         let failure = Failure::because(Kind::Reset, "nothing at all came from it");
-                        SendError { failure, unsent: None }
+                        failure.into()
                     }
                 });
             }
@@ -219,7 +219,7 @@ impl Http3 {
         let (mut parts, ()) = response.into_parts();
         let length = match announced(&parts.headers) {
             Ok(length) => length,
-            Err(failure) => return Err(SendError { failure, unsent: None }),
+            Err(failure) => return Err(failure.into()),
         };
         // The client may not read before it has sent everything, so the upload must go on by itself.
         let connection = self.shared.clone();

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use instant_acme::{Account, AccountCredentials, ExternalAccountKey, NewAccount};
 
@@ -80,13 +81,20 @@ impl Client {
     }
 
     /// When the authority wants to be asked again.
-    pub(super) fn not_before(&self) -> Option<std::time::SystemTime> {
+    pub(super) fn not_before(&self) -> Option<SystemTime> {
         asked(&self.not_before)
     }
 }
 
-fn asked(not_before: &NotBefore) -> Option<std::time::SystemTime> {
-    not_before.lock().unwrap_or_else(PoisonError::into_inner).take()
+/// The authority does not know it any more: the next one is a new one.
+pub(super) fn forget(settings: &Settings) {
+    tracing::warn!(directory = settings.directory, "the authority does not know the account any more");
+    _ = fs::remove_file(file_of(settings));
+}
+
+fn asked(not_before: &NotBefore) -> Option<SystemTime> {
+    let asked = *not_before.lock().unwrap_or_else(PoisonError::into_inner);
+    asked.filter(|time| *time > SystemTime::now())
 }
 
 fn file_of(settings: &Settings) -> PathBuf {

@@ -64,7 +64,7 @@ impl Challenges {
     /// Answers with this text until the offer is dropped.
     pub(super) fn offer_text(self: &Arc<Self>, token: &str, text: &str) -> Offer {
         self.change(|open| _ = open.http.insert(token.to_owned(), text.to_owned()));
-        Offer { challenges: self.clone(), token: Some(token.to_owned()), name: None }
+        Offer { challenges: self.clone(), token: Some(token.to_owned()), shown: None }
     }
 
     /// Shows a certificate for the name that holds the digest, until the offer is dropped.
@@ -73,7 +73,7 @@ impl Challenges {
             .map_err(|error| Trouble::new(format!("no certificate for tls-alpn-01 can be made: {error}")))?;
         let config = Arc::new(config);
         self.change(|open| _ = open.tls.insert(name.to_owned(), config.clone()));
-        Ok(Offer { challenges: self.clone(), token: None, name: Some(name.to_owned()) })
+        Ok(Offer { challenges: self.clone(), token: None, shown: Some((name.to_owned(), config)) })
     }
 
     fn change(&self, act: impl Fn(&mut Open)) {
@@ -112,14 +112,19 @@ fn config(name: &str, digest: &[u8]) -> Result<ServerConfig, Box<dyn std::error:
 pub(super) struct Offer {
     challenges: Arc<Challenges>,
     token: Option<String>,
-    name: Option<String>,
+    shown: Option<(String, Arc<ServerConfig>)>,
 }
 
 impl Drop for Offer {
     fn drop(&mut self) {
         self.challenges.change(|open| {
             self.token.iter().for_each(|token| _ = open.http.remove(token));
-            self.name.iter().for_each(|name| _ = open.tls.remove(name));
+            // Somebody else may have one for the same name by now.
+            if let Some((name, config)) = &self.shown
+                && open.tls.get(name).is_some_and(|shown| Arc::ptr_eq(shown, config))
+            {
+                open.tls.remove(name);
+            }
         });
     }
 }

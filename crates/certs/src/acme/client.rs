@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::Request;
 use http::header::RETRY_AFTER;
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -83,10 +83,16 @@ impl HttpClient for Https {
             };
             let answer = timeout(TIME, exchange).await;
             let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {TIME:?}").into()));
-            let (parts, body) = answer.map_err(failed)?;
-            if parts.status.is_client_error() || parts.status.is_server_error() {
-                let asked = parts.headers.get(RETRY_AFTER).and_then(|value| moment(value.to_str().ok()?));
-                *not_before.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+            let (mut parts, body) = answer.map_err(failed)?;
+            let asked = parts.headers.get(RETRY_AFTER).and_then(|value| moment(value.to_str().ok()?));
+            if asked.is_none() {
+                // What is no time, or none that there will be, is nothing that others should read.
+                parts.headers.remove(RETRY_AFTER);
+            }
+            let refused = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+            if refused.contains(&parts.status) {
+                let mut not_before = not_before.lock().unwrap_or_else(PoisonError::into_inner);
+                *not_before = (*not_before).max(asked);
             }
             Ok(BytesResponse { parts, body: Box::new(body) })
         })
@@ -96,8 +102,9 @@ impl HttpClient for Https {
 /// `Retry-After`, in seconds or as a date.
 fn moment(text: &str) -> Option<SystemTime> {
     match text.trim().parse() {
-        // More is nonsense, and would not fit into a time.
-        Ok(seconds) => SystemTime::now().checked_add(Duration::from_secs(seconds)),
+        // More than a century is nonsense, and may not fit into a time.
+        Ok(seconds) if seconds < 100 * 365 * 86_400 => Some(SystemTime::now() + Duration::from_secs(seconds)),
+        Ok(_) => None,
         Err(_) => httpdate::parse_http_date(text.trim()).ok(),
     }
 }

@@ -13,7 +13,7 @@ const TIME: Duration = Duration::from_secs(5 * 60);
 /// So much of what it writes is repeated.
 const SAID: usize = 500;
 
-/// A record that was written, and is to be removed.
+/// A record that is written, and then removed.
 #[derive(Debug)]
 pub(super) struct Record {
     hook: Vec<String>,
@@ -22,10 +22,12 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) async fn present(hook: &[String], host: &str, value: String) -> Result<Record, Trouble> {
-        let name = format!("_acme-challenge.{host}");
-        run(hook, "present", &name, &value).await?;
-        Ok(Record { hook: hook.to_vec(), name, value })
+    pub(super) fn new(hook: &[String], host: &str, value: String) -> Record {
+        Record { hook: hook.to_vec(), name: format!("_acme-challenge.{host}"), value }
+    }
+
+    pub(super) async fn present(&self) -> Result<(), Trouble> {
+        run(&self.hook, "present", &self.name, &self.value).await
     }
 
     pub(super) async fn clean_up(self) {

@@ -1,7 +1,8 @@
 //! Sees to it that there is a certificate for every site in time.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::rc::Rc;
@@ -11,17 +12,19 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::{AbortHandle, JoinSet, spawn_local};
+use tokio::task::{AbortHandle, Id, JoinSet, spawn_local};
 use tokio::time::sleep;
 
 use super::account::Client;
-use super::{Challenges, Keep, Plan, Settings, Standing, Trouble, Wanted, order, schedule};
+use super::{Challenges, Keep, Plan, Settings, Standing, Trouble, Wanted, account, order, schedule};
 use crate::Certificate;
 
 /// Orders and questions at a time.
 const AT_A_TIME: usize = 4;
 /// However long nothing is due: clocks are set.
 const LOOK: Duration = Duration::from_secs(60 * 60);
+/// Between two orders for a site that went well, however short their certificates live.
+const BETWEEN: Duration = Duration::from_secs(60 * 60);
 /// An authority that wants to be left alone for longer has made a mistake.
 const LONGEST_REST: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often an authority is asked when it would like a certificate to be renewed, within what it says itself
@@ -45,8 +48,14 @@ impl Keeper {
     pub fn begin(challenges: Arc<Challenges>, keep: Keep, pause: Duration) -> Keeper {
         let (plans, told) = unbounded_channel();
         let standings = Standings::default();
-        let keeping =
-            Keeping { challenges, keep, client: Rc::default(), sites: BTreeMap::new(), settings: None };
+        let keeping = Keeping {
+            challenges,
+            keep,
+            client: Rc::default(),
+            settings: None,
+            sites: BTreeMap::new(),
+            running: HashMap::new(),
+        };
         let own = standings.clone();
         let task = spawn_local(async move {
             sleep(pause).await;
@@ -84,22 +93,28 @@ struct Keeping {
     client: Rc<Mutex<Known>>,
     settings: Option<Settings>,
     sites: BTreeMap<String, Site>,
+    /// What is under way, also for sites that are not looked after any more: nothing is begun twice.
+    running: HashMap<Id, Wanted>,
 }
 
 /// One certificate to be looked after.
 struct Site {
     wanted: Wanted,
+    /// How its file was when it was looked at last.
+    seen: Look,
     due: SystemTime,
+    /// However long the authority would like to wait.
+    latest: SystemTime,
     /// When the authority is asked for its opinion on that; none: it has none.
     ask: Option<SystemTime>,
-    running: bool,
-    /// Something else is wanted since that was begun.
-    stale: bool,
     failures: u32,
     trouble: Option<String>,
-    /// The authority wants no order before.
+    /// No order before: the authority wants it so, or there has just been one.
     not_before: Option<SystemTime>,
 }
+
+/// What tells one state of a file from another: its length, and when it was changed.
+type Look = Option<(u64, Option<SystemTime>)>;
 
 /// What came of something.
 enum Done {
@@ -115,29 +130,38 @@ struct Opinion {
 
 impl Keeping {
     async fn attend(mut self, mut told: UnboundedReceiver<(Option<Plan>, bool)>, standings: Standings) {
-        let mut jobs: JoinSet<(String, Done)> = JoinSet::new();
+        let mut jobs: JoinSet<Done> = JoinSet::new();
         loop {
             self.begin_what_is_due(&mut jobs);
-            standings
-                .replace(self.sites.iter().map(|(name, site)| (name.clone(), site.standing())).collect());
-            let now = SystemTime::now();
+            let standing =
+                |(name, site): (&String, &Site)| (name.clone(), site.standing(self.is_running(name)));
+            standings.replace(self.sites.iter().map(standing).collect());
             let full = jobs.len() >= AT_A_TIME;
-            let next = self.sites.values().filter(|site| !site.running && !full).map(Site::next).min();
-            let pause = next.map_or(LOOK, |next| next.duration_since(now).unwrap_or_default().min(LOOK));
+            let waiting = self.sites.iter().filter(|(name, _)| !full && !self.is_running(name));
+            let next = waiting.map(|(_, site)| site.next()).min();
+            let pause = next
+                .map_or(LOOK, |next| next.duration_since(SystemTime::now()).unwrap_or_default().min(LOOK));
             tokio::select! {
                 plan = told.recv() => match plan {
                     Some((plan, anew)) => self.follow(plan, anew),
                     None => return,
                 },
-                Some(done) = jobs.join_next() => {
-                    // One that has panicked has been told of; its site stays as it is.
-                    if let Ok((name, done)) = done {
-                        self.take_in(&name, done);
+                Some(done) = jobs.join_next_with_id() => {
+                    let (id, done) = match done {
+                        Ok((id, done)) => (id, done),
+                        Err(error) => (error.id(), Done::Ordered(Err(Trouble::new(format!("a fault of the gateway: {error}"))))),
+                    };
+                    if let Some(begun) = self.running.remove(&id) {
+                        self.take_in(begun, done);
                     }
                 }
-                () = sleep(pause) => {}
+                () = sleep(pause) => self.look(),
             }
         }
+    }
+
+    fn is_running(&self, site: &str) -> bool {
+        self.running.values().any(|begun| begun.site == site)
     }
 
     fn follow(&mut self, plan: Option<Plan>, anew: bool) {
@@ -149,99 +173,107 @@ impl Keeping {
         let mut before = std::mem::take(&mut self.sites);
         for wanted in wanted {
             let site = match before.remove(&wanted.site) {
-                // An order under way is not begun a second time: when it has ended it is seen what is missing.
-                Some(mut site) if !changed && (site.wanted == wanted || site.running) => {
-                    if anew && site.failures > 0 && !site.running {
+                Some(mut site) if !changed && site.wanted == wanted => {
+                    if anew && site.failures > 0 {
                         site.due = site.not_before.unwrap_or_else(SystemTime::now);
                     }
-                    site.stale |= site.wanted != wanted;
-                    site.wanted = wanted;
                     site
                 }
-                before => {
-                    let running = before.is_some_and(|site| site.running);
-                    Site { running, stale: running, ..Site::new(wanted) }
-                }
+                // What the authority has said holds for other hosts too.
+                Some(site) if !changed => Site::new(wanted, site.not_before),
+                _ => Site::new(wanted, None),
             };
             self.sites.insert(site.wanted.site.clone(), site);
         }
+        self.look();
     }
 
-    fn begin_what_is_due(&mut self, jobs: &mut JoinSet<(String, Done)>) {
+    /// Looks at the files, which somebody may have changed or removed.
+    fn look(&mut self) {
+        let Keeping { sites, running, .. } = self;
+        for (name, site) in sites {
+            let idle = site.failures == 0 && running.values().all(|begun| begun.site != *name);
+            if idle && look_at(&site.wanted.file) != site.seen {
+                *site = Site::new(site.wanted.clone(), site.not_before);
+            }
+        }
+    }
+
+    fn begin_what_is_due(&mut self, jobs: &mut JoinSet<Done>) {
         let Some(settings) = &self.settings else { return };
         let now = SystemTime::now();
-        let mut due: Vec<_> =
-            self.sites.values_mut().filter(|site| !site.running && site.next() <= now).collect();
+        let Keeping { sites, running, .. } = self;
+        sites.values_mut().for_each(|site| site.heed_clock(now));
+        let is_idle = |site: &&Site| running.values().all(|begun| begun.site != site.wanted.site);
+        let mut due: Vec<_> = sites.values().filter(|site| site.next() <= now).filter(is_idle).collect();
         due.sort_by_key(|site| site.next());
+        due.truncate(AT_A_TIME.saturating_sub(jobs.len()));
         for site in due {
-            if jobs.len() >= AT_A_TIME {
-                return;
-            }
-            site.running = true;
             let (client, challenges, keep) = (self.client.clone(), self.challenges.clone(), self.keep);
             let (settings, wanted, failures) = (settings.clone(), site.wanted.clone(), site.failures);
-            if site.due <= now {
+            let begun = wanted.clone();
+            let job = if site.due <= now {
                 let (hosts, directory) = (wanted.hosts.join(" "), &settings.directory);
                 tracing::info!(site = wanted.site, hosts, directory, "a certificate is ordered");
                 jobs.spawn_local(async move {
                     let ordered = async {
-                        let client = obtain(&client, &settings, keep).await?;
-                        let settings = settings.turned(failures);
-                        order::obtain(&client, &settings, &wanted, &challenges, keep).await
+                        let known = obtain(&client, &settings, keep).await?;
+                        let turned = settings.turned(failures);
+                        order::obtain(&known, &turned, &wanted, &challenges, keep).await
                     };
                     let ordered = ordered.await;
-                    (wanted.site, Done::Ordered(ordered))
-                });
+                    if ordered.as_ref().is_err_and(|trouble| trouble.account_is_lost) {
+                        *client.lock().await = None;
+                        account::forget(&settings);
+                    }
+                    Done::Ordered(ordered)
+                })
             } else {
                 jobs.spawn_local(async move {
                     let asked = async {
                         let client = obtain(&client, &settings, keep).await?;
                         opinion(&client, &wanted.file).await
                     };
-                    let asked = asked.await;
-                    (wanted.site, Done::Asked(asked))
-                });
-            }
+                    Done::Asked(asked.await)
+                })
+            };
+            self.running.insert(job.id(), begun);
         }
     }
 
-    fn take_in(&mut self, name: &str, done: Done) {
+    fn take_in(&mut self, begun: Wanted, done: Done) {
+        let now = SystemTime::now();
+        let (name, hosts) = (&begun.site, begun.hosts.join(" "));
+        let ordered = match &done {
+            Done::Ordered(Ok(())) => {
+                tracing::info!(site = name, hosts, "there is a new certificate");
+                true
+            }
+            _ => false,
+        };
         // It may have been taken out of the configuration meanwhile.
         let Some(site) = self.sites.get_mut(name) else { return };
-        let now = SystemTime::now();
-        site.running = false;
-        if site.stale {
-            *site = Site::new(site.wanted.clone());
-            return;
-        }
+        // Or something else may be wanted for it.
+        let is_still_wanted = site.wanted == begun;
         match done {
-            Done::Ordered(Ok(())) => {
-                tracing::info!(
-                    site = name,
-                    hosts = site.wanted.hosts.join(" "),
-                    "there is a new certificate"
-                );
-                *site = Site::new(site.wanted.clone());
-            }
+            Done::Ordered(Ok(())) => {}
             Done::Ordered(Err(trouble)) => {
                 site.failures = site.failures.saturating_add(1);
                 let longest = now + LONGEST_REST;
                 site.not_before = trouble.not_before.map(|time| time.min(longest)).filter(|time| *time > now);
                 let pause = now + schedule::pause(site.failures, dice());
                 site.due = site.not_before.map_or(pause, |time| time.max(pause));
-                let wait = site.due.duration_since(now).unwrap_or_default().as_secs();
-                tracing::error!(
-                    site = name,
-                    hosts = site.wanted.hosts.join(" "),
-                    failures = site.failures,
-                    next_in_s = wait,
-                    "no certificate: {trouble}"
-                );
+                // What it thinks of the one that is there is of no use now.
+                site.ask = None;
+                let next_in_s = site.due.duration_since(now).unwrap_or_default().as_secs();
+                let failures = site.failures;
+                tracing::error!(site = name, hosts, failures, next_in_s, "no certificate: {trouble}");
                 site.trouble = Some(trouble.message);
             }
             Done::Asked(Ok(Opinion { window, again })) => {
                 if let Some((start, end)) = window {
-                    site.due = schedule::within(start, end, dice());
+                    let wished = schedule::within(start, end, dice()).min(site.latest);
+                    site.due = site.not_before.map_or(wished, |time| time.max(wished));
                 }
                 site.ask = again.map(|again| now + again.clamp(ASKING.0, ASKING.1));
             }
@@ -250,20 +282,45 @@ impl Keeping {
                 site.ask = Some(now + ASK_AGAIN);
             }
         }
+        if ordered || !is_still_wanted {
+            // However short its time is, the next order is not made at once.
+            let not_before = if ordered { Some(now + BETWEEN) } else { site.not_before };
+            let not_before = if is_still_wanted { not_before } else { site.not_before };
+            *site = Site::new(site.wanted.clone(), not_before);
+        }
     }
 }
 
 impl Site {
     /// By what is in the file.
-    fn new(wanted: Wanted) -> Site {
+    fn new(wanted: Wanted, not_before: Option<SystemTime>) -> Site {
         let now = SystemTime::now();
+        let seen = look_at(&wanted.file);
         let kept = Certificate::load(&wanted.file, &wanted.file).ok();
-        let fits = |one: &Certificate| wanted.hosts.iter().all(|host| one.names().contains(host));
+        let fits = |one: &Certificate| wanted.hosts.iter().all(|host| one.is_named(host));
         let facts = kept.as_ref().filter(|one| fits(one)).and_then(Certificate::facts);
         let due = facts.map_or(now, |facts| schedule::renewal(facts.not_before, facts.not_after, dice()));
-        // Of one that is there the authority may think otherwise.
-        let ask = facts.map(|_| now);
-        Site { wanted, due, ask, running: false, stale: false, failures: 0, trouble: None, not_before: None }
+        let latest = facts.map_or(now, |facts| schedule::latest(facts.not_before, facts.not_after));
+        Site {
+            wanted,
+            seen,
+            due: not_before.map_or(due, |time| time.max(due)),
+            latest,
+            // Of one that is there the authority may think otherwise.
+            ask: facts.map(|_| now),
+            failures: 0,
+            trouble: None,
+            not_before,
+        }
+    }
+
+    /// Where the clock was wrong nothing is waited for longer than it should be.
+    fn heed_clock(&mut self, now: SystemTime) {
+        self.not_before = self.not_before.filter(|time| *time > now).map(|time| time.min(now + LONGEST_REST));
+        if self.failures > 0 {
+            self.due = self.due.min(now + LONGEST_REST);
+        }
+        self.ask = self.ask.map(|ask| ask.min(now + ASKING.1));
     }
 
     /// When something is to be done next.
@@ -271,14 +328,19 @@ impl Site {
         self.ask.map_or(self.due, |ask| ask.min(self.due))
     }
 
-    fn standing(&self) -> Standing {
+    fn standing(&self, running: bool) -> Standing {
         Standing {
             hosts: self.wanted.hosts.clone(),
-            due: (!self.running || self.due > SystemTime::now()).then_some(self.due),
+            due: (!running || self.due > SystemTime::now()).then_some(self.due),
             failures: self.failures,
             trouble: self.trouble.clone(),
         }
     }
+}
+
+fn look_at(file: &Path) -> Look {
+    let found = fs::metadata(file).ok()?;
+    Some((found.len(), found.modified().ok()))
 }
 
 /// The account that all share, made by whoever needs it first.

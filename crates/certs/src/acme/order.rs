@@ -53,25 +53,32 @@ async fn attempt(
     keep: Keep,
     note: &Path,
 ) -> Result<(), Trouble> {
-    let (mut order, begun) = match resumed(client, wanted, note).await {
+    let (mut order, begun) = match resumed(client, wanted, note).await? {
         Some(resumed) => resumed,
         None => begin(client, wanted, keep, note).await?,
     };
     let chain = match finish(&mut order, &begun, settings, challenges).await {
         Ok(chain) => chain,
         Err(trouble) => {
-            // Where the authority has only not been reached, the order goes on next time.
-            if order.state().status == OrderStatus::Invalid {
+            // Where the authority has only not been reached, or is not done, the order goes on next time.
+            if order.state().status == OrderStatus::Invalid
+                || order.state().error.is_some()
+                || trouble.is_final
+            {
                 forget(note);
             }
             return Err(trouble);
         }
     };
     let text = format!("{}\n{}", chain.trim_end(), begun.key);
-    // A new order is the only way on with what cannot be used.
+    if let Err(trouble) = check(&text, wanted) {
+        // A new order is the only way on.
+        forget(note);
+        return Err(trouble);
+    }
+    keep(&wanted.file, text.as_bytes()).map_err(|error| unwritten(&wanted.file, &error))?;
     forget(note);
-    check(&text, wanted)?;
-    keep(&wanted.file, text.as_bytes()).map_err(|error| unwritten(&wanted.file, &error))
+    Ok(())
 }
 
 fn unwritten(file: &Path, error: &std::io::Error) -> Trouble {
@@ -83,18 +90,33 @@ fn forget(note: &Path) {
     _ = fs::remove_file(note);
 }
 
-/// The order of a process before this one, if it is for the same hosts and the authority still knows it.
-async fn resumed(client: &Client, wanted: &Wanted, note: &Path) -> Option<(Order, Begun)> {
-    let begun: Begun = serde_json::from_slice(&fs::read(note).ok()?).ok()?;
-    if begun.hosts == wanted.hosts
-        && let Ok(mut order) = client.account.order(begun.url.clone()).await
-        && order.state().status != OrderStatus::Invalid
-    {
-        tracing::info!(site = wanted.site, "going on with the order for a certificate that was begun before");
-        return Some((order, begun));
+/// The order of an attempt before this one, if it is for the same hosts and the authority still knows it.
+async fn resumed(client: &Client, wanted: &Wanted, note: &Path) -> Result<Option<(Order, Begun)>, Trouble> {
+    let begun = fs::read(note).ok().and_then(|text| serde_json::from_slice::<Begun>(&text).ok());
+    let Some(begun) = begun.filter(|begun| begun.hosts == wanted.hosts) else {
+        forget(note);
+        return Ok(None);
+    };
+    match client.account.order(begun.url.clone()).await {
+        Ok(mut order) => {
+            if order.state().status == OrderStatus::Invalid {
+                forget(note);
+                return Ok(None);
+            }
+            tracing::info!(
+                site = wanted.site,
+                "going on with the order for a certificate that was begun before"
+            );
+            return Ok(Some((order, begun)));
+        }
+        Err(instant_acme::Error::Api(problem)) if !matches!(problem.status, Some(400 | 403 | 404 | 410)) => {
+            return Err(instant_acme::Error::Api(problem).into());
+        }
+        Err(error) if !matches!(error, instant_acme::Error::Api(_)) => return Err(error.into()),
+        _ => {}
     }
     forget(note);
-    None
+    Ok(None)
 }
 
 async fn begin(client: &Client, wanted: &Wanted, keep: Keep, note: &Path) -> Result<(Order, Begun), Trouble> {
@@ -169,7 +191,10 @@ async fn prove(
         match authorization.status {
             AuthorizationStatus::Valid => continue,
             AuthorizationStatus::Pending => {}
-            other => return Err(Trouble::new(format!("{name}: the authority's leave is {other:?}"))),
+            other => {
+                let message = format!("{name}: the authority's leave is {other:?}");
+                return Err(Trouble { is_final: true, ..Trouble::new(message) });
+            }
         }
         let offered: Vec<ChallengeType> =
             authorization.challenges.iter().map(|challenge| challenge.r#type.clone()).collect();
@@ -187,7 +212,12 @@ async fn prove(
             }
             (Kind::Dns01, hook) => {
                 let hook = hook.as_deref().unwrap_or_default();
-                proofs.records.push(Record::present(hook, &name, key.dns_value()).await?);
+                let record = Record::new(hook, &name, key.dns_value());
+                // Also one that may have been written by half is removed.
+                proofs.records.push(record);
+                if let Some(record) = proofs.records.last() {
+                    record.present().await?;
+                }
             }
         }
         challenge.set_ready().await?;
@@ -251,12 +281,13 @@ fn check(text: &str, wanted: &Wanted) -> Result<(), Trouble> {
     let unfit = |reason: String| Trouble::new(format!("the authority has sent a certificate that {reason}"));
     let certificate = Certificate::from_pem(text.as_bytes(), text.as_bytes())
         .map_err(|error| unfit(format!("cannot be used: {error}")))?;
-    if let Some(missing) = wanted.hosts.iter().find(|host| !certificate.names().contains(host)) {
+    if let Some(missing) = wanted.hosts.iter().find(|host| !certificate.is_named(host)) {
         return Err(unfit(format!("is not for {missing}")));
     }
     match certificate.facts() {
+        None => Err(unfit("cannot be read".to_owned())),
         Some(facts) if facts.not_after <= SystemTime::now() => Err(unfit("has expired".to_owned())),
-        _ => Ok(()),
+        Some(_) => Ok(()),
     }
 }
 

@@ -13,6 +13,11 @@ pub(super) fn renewal(not_before: SystemTime, not_after: SystemTime, dice: f64) 
     not_before + lifetime.mul_f64(2.0 / 3.0 - dice / 30.0)
 }
 
+/// When one is renewed at the latest, whatever the authority would like: when nine tenths of its time are over.
+pub(super) fn latest(not_before: SystemTime, not_after: SystemTime) -> SystemTime {
+    not_before + not_after.duration_since(not_before).unwrap_or_default().mul_f64(0.9)
+}
+
 /// The moment of a window that the authority suggests (RFC 9773, section 4.2).
 pub(super) fn within(start: SystemTime, end: SystemTime, dice: f64) -> SystemTime {
     start + end.duration_since(start).unwrap_or_default().mul_f64(dice)

@@ -218,11 +218,12 @@ impl Forwarding<'_> {
                 }
                 Err(error) => {
                     let blames_vm = error.blames_vm();
-                    let SendError { failure, unsent } = error;
+                    let SendError { failure, unsent, refused } = error;
                     let cause = cause(failure.kind());
                     // A stale connection says nothing about its VM.
                     let untouched = unsent.is_some();
-                    let stale = reused && failure.kind() == Kind::Reset && (leaves_fields || untouched);
+                    let stale =
+                        reused && !refused && failure.kind() == Kind::Reset && (leaves_fields || untouched);
                     if blames_vm && !stale {
                         judge(pool, &attempt, false, now);
                     }
@@ -241,6 +242,8 @@ impl Forwarding<'_> {
                         if !(reused && pool.members().len() == 1) {
                             tried.push(attempt.index);
                         }
+                    } else if refused && pool.members().len() > 1 {
+                        tried.push(attempt.index);
                     } else if excused.replace(attempt.index) == Some(attempt.index)
                         && pool.members().len() > 1
                     {
@@ -281,7 +284,7 @@ impl Forwarding<'_> {
         poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Pending if leaves.is_some_and(|waiting| waiting.is_lost(cx)) => {
                 let failure = Failure::because(Kind::HeadTimeout, "it answers no probe either");
-                Poll::Ready(Err(SendError { failure, unsent: None }))
+                Poll::Ready(Err(failure.into()))
             }
             polled => polled,
         })
@@ -344,7 +347,7 @@ impl Forwarding<'_> {
         let Some(mut waiting) = pool.enter_queue(priority, client, clock::now_nanos()) else {
             return Err(Without::Room);
         };
-        let mut own_turn = waiting.is_first();
+        let (mut own_turn, mut called) = (waiting.is_first(), false);
         let begun = Instant::now();
         loop {
             if own_turn {
@@ -355,6 +358,11 @@ impl Forwarding<'_> {
                 if !self.is_worth_waiting(pool, tried, &mut wait) {
                     return Err(Without::Usable);
                 }
+                // Not where a VM is or was woken, and never whoever is next: then the VMs would have nothing to do.
+                let stands = || pool.queue_stands(begun.elapsed(), clock::now_nanos());
+                if !called && wait == pool.queue.timeout && stands() && !waiting.is_first() {
+                    return Err(Without::Time);
+                }
                 if waiting.stay() {
                     yield_now().await;
                     continue;
@@ -363,11 +371,9 @@ impl Forwarding<'_> {
             let look = Instant::now() + LOOK;
             let until = wait.map(|limit| begun + limit);
             let next = until.map_or(look, |until| until.min(look));
-            if timeout_at(next, &mut waiting).await.is_err() {
-                let stands = || pool.queue_stands(begun.elapsed(), clock::now_nanos());
-                if until == Some(next) || stands() {
-                    return Err(Without::Time);
-                }
+            called = timeout_at(next, &mut waiting).await.is_ok();
+            if !called && until == Some(next) {
+                return Err(Without::Time);
             }
             own_turn = true;
         }
@@ -622,7 +628,7 @@ pub(super) fn judge(pool: &Pool, attempt: &Attempt<'_>, well: bool, now: u64) {
 fn judge_answer(pool: &Pool, attempt: &Attempt<'_>, response: &Response<Body>, now: u64) -> bool {
     let well = !pool.retry.covers(Cause::Status(response.status()));
     let mut verdict = pool.judge(attempt.index, attempt.entry, well, now);
-    if let Some(Verdict::SetAside(_)) = verdict
+    if let (false, Some(Verdict::SetAside(_))) = (well, verdict)
         && let Some(rest) = head::retry_after(response.headers())
     {
         verdict = pool.let_rest(attempt.index, rest, now);

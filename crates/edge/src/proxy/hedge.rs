@@ -77,7 +77,7 @@ impl Forwarding<'_> {
                     reused.set(link.reused());
                     self.send(link, &mut outgoing, in_flight, waiting.as_ref()).await
                 }
-                Err(failure) => Err(SendError { failure, unsent: None }),
+                Err(failure) => Err(failure.into()),
             }
         });
         let is_good = |answer: &Answered| {

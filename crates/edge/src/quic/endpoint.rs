@@ -17,11 +17,12 @@ use quinn::{
     Connecting, Endpoint, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
 };
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::path::Paths;
 use super::{Handshake, Keys, Port, WorkerSocket};
-use crate::door::Door;
+use crate::door::{BURST, Door, ROOM};
 use crate::h3;
 use crate::limit::{Full, Permit};
 use crate::listener::Listener;
@@ -232,10 +233,13 @@ async fn accept(worker: Rc<Worker>, entrance: Rc<Entrance>, keys: Keys) {
     let mut acceptor = Acceptor { worker, entrance, keys, half_open: Rc::new(()), configured: None };
     // For how long handshakes may still follow one another: half as long as others ran.
     let mut share = Duration::ZERO;
-    let mut door = Door::new();
+    let (mut door, mut taken) = (Door::new(), 0);
     loop {
         let (gate, now) = (&acceptor.entrance.socket.gate, Instant::now());
         door.keep_out(gate.take_kept_out(), now);
+        while let Some(incoming) = door.stale(now) {
+            acceptor.turn_away(incoming);
+        }
         gate.set(door.room(now));
         tokio::select! {
             biased;
@@ -246,15 +250,21 @@ async fn accept(worker: Rc<Worker>, entrance: Rc<Entrance>, keys: Keys) {
                 acceptor.take_waiting(&mut door).await;
                 continue;
             }
-            incoming = acceptor.entrance.endpoint.accept(), if door.takes(now) => {
+            incoming = acceptor.entrance.endpoint.accept(), if taken < ROOM && door.takes(now) => {
                 let Some(incoming) = incoming else { break };
-                if let Some(incoming) = door.wait(incoming, now) {
-                    acceptor.worker.turned_away(incoming.remote_address());
-                    incoming.refuse();
+                taken += 1;
+                // It may have been waited for for hours.
+                if let Some(incoming) = door.wait(incoming, Instant::now()) {
+                    acceptor.turn_away(incoming);
                 }
                 continue;
             }
             () = ready(()), if !door.is_empty() => {}
+            // Nothing else opens it when nobody comes any more.
+            () = sleep(BURST), if !gate.is_open() => continue,
+        }
+        if std::mem::take(&mut taken) >= ROOM {
+            yield_now().await;
         }
         let Some(incoming) = door.next() else { continue };
         if let Some(number) = door.over(Instant::now()) {
@@ -275,7 +285,7 @@ async fn accept(worker: Rc<Worker>, entrance: Rc<Entrance>, keys: Keys) {
 async fn others(enough: Duration) -> Duration {
     let begun = Instant::now();
     for _ in 0..ROUNDS {
-        tokio::task::yield_now().await;
+        yield_now().await;
         if begun.elapsed() >= enough {
             break;
         }
@@ -295,6 +305,12 @@ struct Acceptor {
 }
 
 impl Acceptor {
+    /// Refuses a client for whom nobody has the time.
+    fn turn_away(&self, incoming: Incoming) {
+        self.worker.turned_away(incoming.remote_address());
+        incoming.refuse();
+    }
+
     /// Lets those in who came before somebody was to be turned away.
     async fn take_waiting(&mut self, door: &mut Door<Incoming>) {
         let mut cx = Context::from_waker(Waker::noop());
@@ -304,7 +320,7 @@ impl Acceptor {
         }
         for incoming in waiting {
             self.take(incoming, true);
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
     }
 
@@ -472,7 +488,7 @@ mod tests {
             tokio::task::spawn_local(async move {
                 loop {
                     counted.set(counted.get() + 1);
-                    tokio::task::yield_now().await;
+                    yield_now().await;
                 }
             });
             others(Duration::MAX).await;

@@ -5,6 +5,7 @@
 //! client that hears nothing tries again a second later.
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -18,11 +19,18 @@ pub(super) struct Gate {
     room: AtomicUsize,
     kept_out: AtomicU64,
     known: Mutex<VecDeque<u64>>,
+    /// Nobody can make up two ids that look like one.
+    hashing: RandomState,
 }
 
 impl Gate {
     pub(super) fn new() -> Gate {
-        Gate { room: AtomicUsize::new(usize::MAX), kept_out: AtomicU64::new(0), known: Mutex::default() }
+        Gate {
+            room: AtomicUsize::new(usize::MAX),
+            kept_out: AtomicU64::new(0),
+            known: Mutex::default(),
+            hashing: RandomState::new(),
+        }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -45,8 +53,7 @@ impl Gate {
         if room == usize::MAX {
             return true;
         }
-        // Eight bytes at least are random (RFC 9000, section 7.2).
-        let key = id.iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
+        let key = self.hashing.hash_one(id);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.contains(&key) {
             return true;

@@ -118,6 +118,11 @@ impl WorkerSocket {
                 break;
             }
         }
+        if count == 0 {
+            // quinn would ask again at once, and for long. Others have their turn first.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         Poll::Ready(Ok(count))
     }
 

@@ -24,6 +24,9 @@ use super::cid::LENGTH;
 const BPF_A: u32 = 0x10;
 /// The first bit of a QUIC packet: a long header (RFC 8999, section 5.1).
 const LONG: u8 = 0x80;
+/// The bits that tell a first packet of version 1, and what they are there (RFC 9000, section 17.2).
+const INITIAL: (u8, u8) = (0xf0, 0xc0);
+const SHORTEST: usize = 1200;
 /// The bit of an id's first two bytes that names the set.
 const SECOND: u16 = 0x8000;
 /// How many workers the rest of those bits can tell apart.
@@ -70,10 +73,15 @@ pub(super) struct Owner {
     pub(super) worker: u16,
 }
 
-/// The destination id of a datagram with a client's first packet, or what else has no id of ours yet.
+/// The destination id of a client's first packet: an Initial, in a datagram as long as such a one must be (RFC 9000,
+/// section 14.1), whose id is none of ours.
 pub(super) fn first_id(datagram: &[u8]) -> Option<&[u8]> {
     match *datagram {
-        [first, _, _, _, _, length, ..] if first & LONG != 0 && usize::from(length) != LENGTH => {
+        [first, _, _, _, _, length, ..]
+            if first & INITIAL.0 == INITIAL.1
+                && usize::from(length) != LENGTH
+                && datagram.len() >= SHORTEST =>
+        {
             datagram.get(6..6 + usize::from(length))
         }
         _ => None,

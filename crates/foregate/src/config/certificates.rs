@@ -1,8 +1,10 @@
 //! Which certificate every host is shown, and what to do about hosts that have none.
 
+use std::cell::LazyCell;
 use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -197,6 +199,7 @@ impl Gathered<'_> {
             problems.push(problem.help("give `http` the port 80, or add \"tls-alpn-01\" to `challenges`"));
         }
         let (folder, mut wanted) = (acme.folder(&server.state_dir), Vec::new());
+        let earlier = LazyCell::new(|| issued_earlier(&server.state_dir));
         for (site, _) in sites {
             let mut lacking = site.hosts.clone();
             // What clients do not send as a name is not found by one.
@@ -227,7 +230,11 @@ impl Gathered<'_> {
                 pair.certificate = before.and_then(|kept| kept.certificate.clone());
             }
             for host in &lacking {
-                match pair.certificate.as_ref().filter(|one| is_for(one, &host.value)) {
+                let name = host.value.to_string();
+                // Until there is one of its own, one that was issued under another name of the site, or by another authority, will do.
+                let own = pair.certificate.as_ref().filter(|one| one.is_named(&name));
+                let fits = |one: &&Arc<Certificate>| one.is_named(&name);
+                match own.or_else(|| earlier.iter().find(fits)) {
                     Some(certificate) => {
                         self.provided.insert(host.value.clone());
                         self.by_host.push((host.value.clone(), certificate.clone()));
@@ -238,6 +245,12 @@ impl Gathered<'_> {
             let mut hosts: Vec<String> = lacking.iter().map(|host| certified(&host.value)).collect();
             hosts.sort();
             hosts.dedup();
+            // Some authorities refuse what a wildcard beside it covers.
+            let all = hosts.clone();
+            let by_wildcard = |host: &str| host.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+            hosts.retain(|host| {
+                host.starts_with("*.") || by_wildcard(host).is_none_or(|wildcard| !all.contains(&wildcard))
+            });
             wanted.push(Wanted { site: name.clone(), hosts, file });
             self.ordered.push(pair);
         }
@@ -327,6 +340,17 @@ impl Gathered<'_> {
             ));
         }
     }
+}
+
+/// Certificates that authorities have issued for this gateway, whatever for, and that are good now.
+fn issued_earlier(state_dir: &Path) -> Vec<Arc<Certificate>> {
+    let entries =
+        |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let files =
+        entries(&state_dir.join("acme")).flat_map(|authority| entries(&authority).collect::<Vec<_>>());
+    let files = files.filter(|file| file.extension().is_some_and(|ending| ending == "pem"));
+    let is_good = |one: &Certificate| one.facts().is_some_and(|facts| facts.not_after > SystemTime::now());
+    files.filter_map(|file| Certificate::load(&file, &file).ok()).filter(is_good).map(Arc::new).collect()
 }
 
 /// A host as certificates name it: IPv6 addresses stand there without brackets.

@@ -44,7 +44,7 @@ pub(super) struct Compiled {
 pub(super) fn compile(
     document: Document,
     previous: Option<&Live>,
-    kept: &[Pair],
+    kept: Option<&[Pair]>,
     problems: &Problems,
 ) -> Option<Compiled> {
     let Document { admin: _, server, tls, site_defaults, pool_defaults, sites, pools } = document;
@@ -61,6 +61,8 @@ pub(super) fn compile(
         named: HashMap::new(),
         unknown: None,
         defaults: pool_defaults,
+        renews: kept.is_some(),
+        watched: Vec::new(),
         problems,
     };
     for pool in &pools {
@@ -112,8 +114,9 @@ pub(super) fn compile(
     refuse_equal_hosts(&layers, problems);
     layers.retain(|(site, _)| !site.passthrough);
     assembly.warn_of_unused();
-    let Certificates { store, made: self_signed, pairs, plan } =
-        certificates::compile(&tls, &layers, &server, kept, problems);
+    let Certificates { store, made: self_signed, mut pairs, plan } =
+        certificates::compile(&tls, &layers, &server, kept.unwrap_or_default(), problems);
+    pairs.append(&mut assembly.watched);
     let sticky = match secret {
         Ok(secret) => assembly.sticks.then_some(secret),
         Err(message) => {
@@ -156,6 +159,10 @@ struct Assembly<'p> {
     /// Stands in for every pool that does not exist, so that its route can be looked at all the same.
     unknown: Option<PoolId>,
     defaults: PoolLayer,
+    /// Nothing but files has changed.
+    renews: bool,
+    /// The files that the transports have read.
+    watched: Vec<Pair>,
     problems: &'p Problems,
 }
 
@@ -172,7 +179,9 @@ impl Assembly<'_> {
     fn add(&mut self, pool: &PoolDraft) -> PoolId {
         let layer = pool.layer.clone().over(&self.defaults);
         let previous = self.previous.get(pool.name.value.as_str());
-        self.transports.push(super::transport::compile(pool, &layer, previous, self.problems));
+        let Assembly { renews, watched, problems, .. } = self;
+        let transport = super::transport::compile(pool, &layer, previous, *renews, watched, problems);
+        self.transports.push(transport);
         let spec = pool.compile(&layer, &self.around, self.problems);
         self.sticks |= spec.sticky.is_some();
         self.blueprint.add_pool(spec.clone(), pool.discover.clone());

@@ -134,7 +134,7 @@ pub(crate) fn load_str(
 /// # Errors
 /// As [`load`].
 pub(crate) fn load_files(files: &[File], previous: Option<&Live>) -> Result<Loaded, Report> {
-    load_sources(sources(files), Problems::default(), previous, &[])
+    load_sources(sources(files), Problems::default(), previous, None)
 }
 
 /// What is served already, with its certificates as their files are now. Where those cannot be used, say because only half
@@ -143,7 +143,7 @@ pub(crate) fn load_files(files: &[File], previous: Option<&Live>) -> Result<Load
 /// # Errors
 /// As [`load`]; something else has changed.
 pub(crate) fn load_again(files: &[File], previous: &Live, kept: &[Pair]) -> Result<Loaded, Report> {
-    load_sources(sources(files), Problems::default(), Some(previous), kept)
+    load_sources(sources(files), Problems::default(), Some(previous), Some(kept))
 }
 
 fn sources(files: &[File]) -> Vec<Source> {
@@ -173,14 +173,14 @@ fn with_included(main: Source, previous: Option<&Live>) -> Result<Loaded, Report
     let problems = Problems::default();
     let included = document::included(&main, &problems);
     let sources = std::iter::once(main).chain(included).collect();
-    load_sources(sources, problems, previous, &[])
+    load_sources(sources, problems, previous, None)
 }
 
 fn load_sources(
     sources: Vec<Source>,
     problems: Problems,
     previous: Option<&Live>,
-    kept: &[Pair],
+    kept: Option<&[Pair]>,
 ) -> Result<Loaded, Report> {
     let name = sources.first().map_or_else(String::new, |main| main.name.clone());
     let document = Document::read(&sources, &problems);

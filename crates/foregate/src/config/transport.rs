@@ -14,6 +14,7 @@ use super::inherit::{Layer, Said};
 use super::pools::{PoolDraft, PoolLayer};
 use super::source::{Place, Placed};
 use super::value::Scheme;
+use crate::pair::Pair;
 
 /// One layer of a pool's `tls`.
 #[derive(Clone, Debug, Default)]
@@ -96,11 +97,14 @@ impl Layer for TimeoutsLayer {
     }
 }
 
-/// Decides the protocol of a pool and opens the files its TLS needs. `layer` is merged over the defaults.
+/// Decides the protocol of a pool and opens the files its TLS needs, which are added to those that are watched. `layer` is
+/// merged over the defaults. `renews`: nothing but files has changed, so what cannot be used any more is kept as it was.
 pub(super) fn compile(
     pool: &PoolDraft,
     layer: &PoolLayer,
     previous: Option<&Arc<Transport>>,
+    renews: bool,
+    watched: &mut Vec<Pair>,
     problems: &Problems,
 ) -> Option<Arc<Transport>> {
     let scheme = common_scheme(pool, problems)?;
@@ -121,6 +125,11 @@ pub(super) fn compile(
         return None;
     }
     let tls = if encrypted { Some(tls_spec(pool, layer, problems)?) } else { None };
+    if let Some(tls) = &tls {
+        // Before they are read: what changes meanwhile is read again.
+        watched.extend(tls.ca.as_ref().map(|ca| Pair::watched(ca, ca)));
+        watched.extend(tls.identity.as_ref().map(|(cert, key)| Pair::watched(cert, key)));
+    }
     let (connect_timeout, keep_alive) = match layer.timeouts.as_ref() {
         Said::Nothing => (Some(CONNECT), Some(KEEP_ALIVE)),
         Said::Off => (None, None),
@@ -133,8 +142,13 @@ pub(super) fn compile(
         Ok(transport) => Some(transport),
         Err(error) => {
             let place = layer.tls.as_ref().value().and_then(|tls| tls.place_of(error.path()));
-            problems.push(Problem::error(place.unwrap_or(pool.name.place), error.to_string()));
-            None
+            let (place, before) = (place.unwrap_or(pool.name.place), previous.filter(|_| renews));
+            problems.push(match before {
+                Some(_) => Problem::warning(place, error.to_string())
+                    .help("what was there before is used on, until these files change again"),
+                None => Problem::error(place, error.to_string()),
+            });
+            before.cloned()
         }
     }
 }

@@ -89,6 +89,8 @@ struct Guard {
     usable: Vec<Arc<str>>,
 }
 
+/// What is read again when files have changed that the configuration only names.
+const CERTIFICATES: &str = "certificates";
 /// How long after going back has failed it is tried again.
 const AGAIN: Duration = Duration::from_secs(15);
 /// So many answers say something.
@@ -142,7 +144,7 @@ impl Control {
         }
         let (files, pairs) = (self.running.written.files.clone(), self.pairs.borrow().clone());
         let terms = Terms { force: true, ..Terms::default() };
-        let what = Serve { how: "certificates".to_owned(), terms, save: None, goes_back: false };
+        let what = Serve { how: CERTIFICATES.to_owned(), terms, save: None, goes_back: false };
         let load = move |live: &Live| config::load_again(&files, live, &pairs);
         Some(self.job(What::Serve(what), by, reply, load))
     }
@@ -313,7 +315,8 @@ impl Control {
         // From here on nothing fails.
         let lines = diff(&self.running.written.files, &next.files);
         let before = std::mem::replace(&mut self.running.written, next);
-        let waiting = self.commit(loaded, change).await;
+        // What has failed is tried again by whoever may have mended something, not because something else has changed.
+        let waiting = self.commit(loaded, change, serve.how != CERTIFICATES).await;
         if self.admin.commit(admin) {
             self.remember_admin();
         }
@@ -405,12 +408,12 @@ impl Control {
     }
 
     /// Serves what was prepared. Returns what this process cannot take up any more.
-    async fn commit(&mut self, loaded: Loaded, change: Change) -> Vec<String> {
+    async fn commit(&mut self, loaded: Loaded, change: Change, mended: bool) -> Vec<String> {
         let Loaded { mut live, state_dir, warnings, self_signed, pairs, plan, sticky, mut blueprint, .. } =
             loaded;
         self.pairs.replace(pairs.into());
         if let Some(keeper) = &self.keeper {
-            keeper.follow(plan, true);
+            keeper.follow(plan, mended);
         }
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         blueprint.inherit(&self.blueprint);

@@ -57,8 +57,10 @@ async fn attend(pairs: Pairs, live: Publisher<Live>, asks: UnboundedSender<Ask>)
         let Ok(now) = spawn_blocking(move || changes(&all)).await else { return };
         pause = LOOK.max(begun.elapsed() * REST);
         // Chain and key are written one after the other.
-        let settled = now == std::mem::replace(&mut last, now.clone());
-        let mut due = settled && now.iter().any(|(pair, looks)| tried.get(pair) != Some(looks));
+        let before = std::mem::replace(&mut last, now.clone());
+        let settled = now.iter().filter(|(pair, looks)| before.get(*pair) == Some(*looks));
+        let settled: BTreeMap<_, _> = settled.map(|(pair, looks)| (pair.clone(), *looks)).collect();
+        let mut due = settled.iter().any(|(pair, looks)| tried.get(pair) != Some(looks));
         if ages_due <= Instant::now() {
             ages_due = Instant::now() + AGES;
             due |= tell_of_ages(&live.load(), SystemTime::now(), &mut told);
@@ -78,7 +80,7 @@ async fn attend(pairs: Pairs, live: Publisher<Live>, asks: UnboundedSender<Ask>)
                 if let Err(refused) = answer {
                     tracing::error!("certificates have changed, and nothing follows:\n{}", refused.message);
                 }
-                tried = now;
+                tried = settled;
             }
             Err(_) => return,
         }

@@ -221,8 +221,11 @@ impl Control {
                 "sha256": certificate.fingerprint(),
             })
         };
-        let shown = live.certificates.all().into_iter().map(one);
-        let awaited = pairs.iter().filter(|pair| pair.certificate.is_none());
+        let all = live.certificates.all();
+        let shown_now: Vec<_> = all.iter().map(|(_, certificate)| Some(Arc::as_ptr(*certificate))).collect();
+        let shown = all.into_iter().map(one);
+        let is_shown = |pair: &&Pair| shown_now.contains(&pair.certificate.as_ref().map(Arc::as_ptr));
+        let awaited = pairs.iter().filter(|pair| !is_shown(pair));
         let awaited = awaited.filter_map(|pair| {
             let standing = standings.get(pair.ordered_for.as_ref()?)?;
             Some(json!({
