@@ -127,6 +127,31 @@ async fn it_is_there_after_a_restart_without_a_new_order() {
     gw.told(&["reload"]).await;
     serves(&gw, &pebble, "more.test", "shop").await;
     serves(&gw, &pebble, "shop.test", "shop").await;
+    // One that somebody has thrown away is ordered anew.
+    let file = folder(&gw).join("site-shop.pem");
+    let before = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    gw.told(&["reload"]).await;
+    let after = eventually("a new one", || fs::read(&file).ok()).await;
+    assert_ne!(after, before);
+    gw.stop().await;
+}
+
+/// What was issued for a host is shown for it, whatever its site is called and whoever is to issue the next one.
+#[tokio::test]
+async fn a_certificate_that_is_good_is_not_given_up() {
+    let gw = begun().await;
+    let mut pebble = Pebble::start(&gw, &[]).await;
+    add(&gw, &pebble, "", &site("shop", &["shop.test"])).await;
+    serves(&gw, &pebble, "shop.test", "shop").await;
+    let root = pebble.root().await;
+    pebble.end();
+    gw.edit(|text| text.replace("[sites.\"shop\"]", "[sites.\"store\"]").replace("/dir\"", "/other\""));
+    gw.told(&["reload"]).await;
+    eventually("the order fails", || gw.log().having(&["no certificate", "store"]).pop()).await;
+    let root = fs::read_to_string(root).unwrap();
+    assert_eq!(shakes_hands_over_quic(&root, gw.https_port(), "shop.test").await, Ok(()));
+    assert!(gw.told(&["certificates"]).await.contains("shop.test"));
     gw.stop().await;
 }
 

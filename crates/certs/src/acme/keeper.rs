@@ -109,8 +109,10 @@ struct Site {
     ask: Option<SystemTime>,
     failures: u32,
     trouble: Option<String>,
-    /// No order before: the authority wants it so, or there has just been one.
+    /// The authority wants no order before.
     not_before: Option<SystemTime>,
+    /// One has just been made, and the next one is not made at once however short its certificate lives.
+    floor: Option<SystemTime>,
 }
 
 /// What tells one state of a file from another: its length, and when it was changed.
@@ -273,7 +275,8 @@ impl Keeping {
             Done::Asked(Ok(Opinion { window, again })) => {
                 if let Some((start, end)) = window {
                     let wished = schedule::within(start, end, dice()).min(site.latest);
-                    site.due = site.not_before.map_or(wished, |time| time.max(wished));
+                    let least = site.not_before.max(site.floor);
+                    site.due = least.map_or(wished, |time| time.max(wished));
                 }
                 site.ask = again.map(|again| now + again.clamp(ASKING.0, ASKING.1));
             }
@@ -283,10 +286,11 @@ impl Keeping {
             }
         }
         if ordered || !is_still_wanted {
-            // However short its time is, the next order is not made at once.
-            let not_before = if ordered { Some(now + BETWEEN) } else { site.not_before };
-            let not_before = if is_still_wanted { not_before } else { site.not_before };
-            *site = Site::new(site.wanted.clone(), not_before);
+            *site = Site::new(site.wanted.clone(), site.not_before);
+        }
+        if ordered && is_still_wanted {
+            let floor = now + BETWEEN;
+            (site.due, site.floor) = (site.due.max(floor), Some(floor));
         }
     }
 }
@@ -311,6 +315,7 @@ impl Site {
             failures: 0,
             trouble: None,
             not_before,
+            floor: None,
         }
     }
 
