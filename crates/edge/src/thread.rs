@@ -202,6 +202,10 @@ async fn accept_tcp(worker: Rc<Worker>, listener: Rc<Listener>, socket: TcpListe
         while let Some((_, address, _)) = door.stale(Instant::now()) {
             worker.turned_away(address);
         }
+        if door.is_empty() {
+            // Nobody is kept waiting by those who come, however many of them the limits refuse.
+            taken = 0;
+        }
         let accepted = tokio::select! {
             biased;
             accepted = socket.accept(), if taken < ROOM && door.takes(Instant::now()) => Some(accepted),

@@ -241,6 +241,9 @@ async fn accept(worker: Rc<Worker>, entrance: Rc<Entrance>, keys: Keys) {
             acceptor.turn_away(incoming);
         }
         gate.set(door.room(now));
+        if door.is_empty() {
+            taken = 0;
+        }
         tokio::select! {
             biased;
             () = acceptor.entrance.changed.notified() => {
