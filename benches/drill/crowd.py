@@ -3,15 +3,13 @@
 import contextlib
 import os
 import pathlib
-import re
-import signal
 import subprocess
 import tempfile
 import time
 
 from compare import machine
 
-from .scene import SERVER, Vm
+from .scene import SERVER, Vm, memory, result
 
 # The processors are shared with the visitors, so the gateway gets a part of one: then there is enough left for three times
 # as many visitors as it can let in. `cpu.cfs_period_us` of 10 ms keeps its pauses short.
@@ -66,19 +64,6 @@ def load_of(programs, version, mode, https, count, seconds):
     else:
         words = [programs / "tlsload", mode, version, url, count, seconds, *patience]
     return subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-
-def result(load):
-    out, _ = load.communicate()
-    done, failed = map(int, re.search(r"(\d+) requests, (\d+) failed", out).groups())
-    latency = re.search(r"p50 (\d+) p99 (\d+)", out)
-    p50, p99 = (int(latency[1]) / 1000, int(latency[2]) / 1000) if latency else (0, 0)
-    return done, failed, p50, p99
-
-
-def memory(process):
-    text = pathlib.Path(f"/proc/{process.pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
 
 
 def calm_after(programs, version, https):

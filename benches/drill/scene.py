@@ -1,5 +1,7 @@
 """What a drill needs: the gateway's own part of a configuration, VMs, and a machine to cut off."""
 
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -77,3 +79,17 @@ class Vm:
     def end(self):
         self.process.kill()
         self.process.wait()
+
+
+def result(load):
+    """What a load generator has printed: requests, those that failed, and milliseconds."""
+    out, _ = load.communicate()
+    done, failed = map(int, re.search(r"(\d+) requests, (\d+) failed", out).groups())
+    latency = re.search(r"p50 (\d+) p99 (\d+)", out)
+    p50, p99 = (int(latency[1]) / 1000, int(latency[2]) / 1000) if latency else (0, 0)
+    return done, failed, p50, p99
+
+
+def memory(process):
+    text = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024

@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import re
 import signal
 import socket
 import ssl
@@ -12,7 +11,7 @@ import time
 
 from compare import machine
 
-from .scene import SERVER, Vm
+from .scene import SERVER, Vm, memory, result
 
 # A VM of `b` serves 100 requests a second, one after the other.
 CAPACITY = 100
@@ -70,13 +69,6 @@ def users(programs, https, path, count, rate, seconds=SECONDS):
 def flood_of(programs, https, times, seconds):
     """So many times what the VMs of b can do, by users of whom each asks so seldom that few wait for themselves."""
     return users(programs, https, "/b/", int(2 * CAPACITY * times * PATIENT), 1 / PATIENT, seconds)
-
-
-def result(load):
-    out, _ = load.communicate()
-    done, failed = map(int, re.search(r"(\d+) requests, (\d+) failed", out).groups())
-    p50, p99 = map(int, re.search(r"p50 (\d+) p99 (\d+)", out).groups())
-    return done, failed, p50 / 1000, p99 / 1000
 
 
 class WebSockets:
@@ -142,11 +134,6 @@ def isolation(programs):
             calm = calm or p99
             cells = [title, failed, f"{p50:.1f} ms", f"{p99:.1f} ms", f"{p99 / calm:.2f}", f"{sockets.closed()} of {WEBSOCKETS}"]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
-def memory(process):
-    text = pathlib.Path(f"/proc/{process.pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
 
 
 def overload(programs):

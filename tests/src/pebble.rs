@@ -63,9 +63,7 @@ impl Pebble {
         let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let mut pebble =
             Pebble { server: None, _names: names, directory, management, records, dns, folder, env };
-        for port in [pebble.records.port] {
-            answers(port).await;
-        }
+        answers(pebble.records.port).await;
         pebble.begin().await;
         pebble
     }

@@ -67,6 +67,15 @@ fn folder(gw: &Gateway) -> PathBuf {
     all.next().unwrap().unwrap().path()
 }
 
+/// A program like this one but for one thing, and the lines that name it.
+fn altered(hook: &Path, from: &str, to: &str) -> (PathBuf, String) {
+    let program = hook.with_file_name("altered");
+    fs::write(&program, fs::read_to_string(hook).unwrap().replace(from, to)).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let keys = format!("challenges = \"dns-01\"\ndns_hook = {:?}\n", program.display().to_string());
+    (program, keys)
+}
+
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -105,7 +114,7 @@ async fn a_site_that_is_added_gets_a_certificate_by_each_challenge() {
         assert_eq!((mode(&folder), mode(&folder.join("site-shop.pem"))), (0o700, 0o600));
         assert_eq!(mode(&folder.join("account.json")), 0o600);
         assert!(!folder.join("site-shop.order").exists());
-        // Whoever asks for another name is refused as before.
+        // Nobody orders twice.
         assert_eq!(gw.log().having(&["a certificate is ordered"]).len(), 1, "{challenge}");
         gw.stop().await;
     }
@@ -191,7 +200,6 @@ async fn many_sites_at_once_and_an_authority_that_rejects_nonces() {
 async fn who_cannot_prove_a_name_is_told_why_and_waits() {
     let gw = begun().await;
     let pebble = Pebble::start(&gw, &[]).await;
-    // It looks for the name at a port where nobody answers.
     gw.edit(|text| text.replacen("[tls]", "[tls]\nself_signed = true", 1));
     add(
         &gw,
@@ -223,11 +231,8 @@ async fn a_proof_that_the_authority_refuses_is_an_error_with_its_words() {
     let gw = begun().await;
     let pebble = Pebble::start(&gw, &[]).await;
     let (hook, _) = pebble.hook();
-    let wrong = hook.with_file_name("wrong");
     // It writes something else.
-    fs::write(&wrong, fs::read_to_string(&hook).unwrap().replace("$3", "nonsense")).unwrap();
-    fs::set_permissions(&wrong, fs::Permissions::from_mode(0o755)).unwrap();
-    let keys = format!("challenges = \"dns-01\"\ndns_hook = {:?}\n", wrong.display().to_string());
+    let (_, keys) = altered(&hook, "$3", "nonsense");
     add(&gw, &pebble, &keys, &site("shop", &["shop.test"])).await;
     let line = eventually("the reason", || gw.log().having(&["no certificate", "shop.test: "]).pop()).await;
     assert!(line.contains("DNS challenge") && line.contains("unauthorized"), "{line}");
@@ -271,11 +276,7 @@ async fn an_order_that_was_begun_is_finished_after_a_crash() {
     let gw = begun().await;
     let pebble = Pebble::start(&gw, &[]).await;
     let (hook, _) = pebble.hook();
-    let slow = hook.with_file_name("slow");
-    let text = fs::read_to_string(&hook).unwrap().replace("set -e\n", "set -e\n[ -e $0.go ] || sleep 60\n");
-    fs::write(&slow, text).unwrap();
-    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
-    let keys = format!("challenges = \"dns-01\"\ndns_hook = {:?}\n", slow.display().to_string());
+    let (slow, keys) = altered(&hook, "set -e\n", "set -e\n[ -e $0.go ] || sleep 60\n");
     add(&gw, &pebble, &keys, &site("shop", &["shop.test"])).await;
     eventually("the order is noted", || {
         let folder = gw.folder().join("state/acme");
@@ -286,7 +287,7 @@ async fn an_order_that_was_begun_is_finished_after_a_crash() {
     let order = fs::read_to_string(folder(&gw).join("site-shop.order")).unwrap();
     assert_eq!(mode(&folder(&gw).join("site-shop.order")), 0o600);
     gw.process.signal(rustix::process::Signal::KILL);
-    fs::write(slow.with_file_name("slow.go"), "").unwrap();
+    fs::write(slow.with_extension("go"), "").unwrap();
     let config = gw.config().to_owned();
     let mut command = std::process::Command::new(binary());
     command.arg("run").arg("--config").arg(config).env("NO_COLOR", "1");

@@ -69,7 +69,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("foregate-filters", &["foregate-exchange", "foregate-upstream", "foregate-telemetry"]),
     ("foregate-discovery", &["foregate-routing", "foregate-upstream", "foregate-telemetry"]),
-    ("foregate-certs", &["foregate-routing", "foregate-upstream", "foregate-telemetry"]),
+    ("foregate-certs", &["foregate-exchange", "foregate-routing", "foregate-upstream", "foregate-telemetry"]),
     (
         "foregate-edge",
         &[

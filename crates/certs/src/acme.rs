@@ -107,6 +107,10 @@ impl Trouble {
     fn new(message: impl Into<String>) -> Trouble {
         Trouble { message: message.into(), not_before: None, is_final: false, account_is_lost: false }
     }
+
+    fn unwritten(file: &Path, error: &io::Error) -> Trouble {
+        Trouble::new(format!("{} cannot be written: {error}", file.display()))
+    }
 }
 
 impl From<instant_acme::Error> for Trouble {

@@ -115,10 +115,10 @@ async fn tls(
             TlsVersion::V1_2 => &live.tls.tls12,
             TlsVersion::V1_3 => &live.tls.modern,
         };
-        let schemes = start.client_hello().signature_schemes().to_vec();
+        let hello = start.client_hello();
+        let certificate = live.certificates.present(sni.as_deref(), hello.signature_schemes()).cloned();
         let stream = start.into_stream(Arc::clone(config)).await?;
         // The handshake has succeeded, so there was one to present.
-        let certificate = live.certificates.present(sni.as_deref(), &schemes).cloned();
         let certificate = certificate.ok_or_else(|| io::Error::other("no certificate"))?;
         Ok((stream, TlsPeer { sni, certificate, floor }))
     };

@@ -71,19 +71,20 @@ impl<T> Door<T> {
         }
         self.keep_out(1, now);
         let stale = self.waiting.pop_front();
-        if self.is_empty() {
-            self.since = None;
-        }
-        stale.map(|(_, one)| one)
+        self.leaves(stale)
     }
 
     /// The next that is let in.
     pub(crate) fn next(&mut self) -> Option<T> {
         let next = self.waiting.pop_back();
+        self.leaves(next)
+    }
+
+    fn leaves(&mut self, one: Option<(Instant, T)>) -> Option<T> {
         if self.is_empty() {
             self.since = None;
         }
-        next.map(|(_, one)| one)
+        one.map(|(_, one)| one)
     }
 
     /// Says how many had to leave, once that is over.

@@ -56,9 +56,7 @@ impl Client {
                     Ok((account, credentials)) => {
                         let text = serde_json::to_vec(&credentials)
                             .map_err(|error| Trouble::new(error.to_string()))?;
-                        keep(&file, &text).map_err(|error| {
-                            Trouble::new(format!("{} cannot be written: {error}", file.display()))
-                        })?;
+                        keep(&file, &text).map_err(|error| Trouble::unwritten(&file, &error))?;
                         tracing::info!(
                             account = account.id(),
                             directory = settings.directory,

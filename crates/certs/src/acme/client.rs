@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use foregate_exchange::head;
 use http::header::RETRY_AFTER;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -26,6 +27,8 @@ use super::Trouble;
 /// An answer takes no longer, and is no longer.
 const TIME: Duration = Duration::from_secs(30);
 const SIZE: usize = 1024 * 1024;
+/// Nobody wants to be left alone for a century, and it may not fit into a time.
+const NONSENSE: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 type Inner = Client<HttpsConnector<HttpConnector>, BodyWrapper<Bytes>>;
 
@@ -84,7 +87,8 @@ impl HttpClient for Https {
             let answer = timeout(TIME, exchange).await;
             let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {TIME:?}").into()));
             let (mut parts, body) = answer.map_err(failed)?;
-            let asked = parts.headers.get(RETRY_AFTER).and_then(|value| moment(value.to_str().ok()?));
+            let rest = head::retry_after(&parts.headers).filter(|rest| *rest < NONSENSE);
+            let asked = rest.map(|rest| SystemTime::now() + rest);
             if asked.is_none() {
                 // What is no time, or none that there will be, is nothing that others should read.
                 parts.headers.remove(RETRY_AFTER);
@@ -96,15 +100,5 @@ impl HttpClient for Https {
             }
             Ok(BytesResponse { parts, body: Box::new(body) })
         })
-    }
-}
-
-/// `Retry-After`, in seconds or as a date.
-fn moment(text: &str) -> Option<SystemTime> {
-    match text.trim().parse() {
-        // More than a century is nonsense, and may not fit into a time.
-        Ok(seconds) if seconds < 100 * 365 * 86_400 => Some(SystemTime::now() + Duration::from_secs(seconds)),
-        Ok(_) => None,
-        Err(_) => httpdate::parse_http_date(text.trim()).ok(),
     }
 }

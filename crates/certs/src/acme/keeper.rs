@@ -246,13 +246,10 @@ impl Keeping {
     fn take_in(&mut self, begun: Wanted, done: Done) {
         let now = SystemTime::now();
         let (name, hosts) = (&begun.site, begun.hosts.join(" "));
-        let ordered = match &done {
-            Done::Ordered(Ok(())) => {
-                tracing::info!(site = name, hosts, "there is a new certificate");
-                true
-            }
-            _ => false,
-        };
+        let ordered = matches!(done, Done::Ordered(Ok(())));
+        if ordered {
+            tracing::info!(site = name, hosts, "there is a new certificate");
+        }
         // It may have been taken out of the configuration meanwhile.
         let Some(site) = self.sites.get_mut(name) else { return };
         // Or something else may be wanted for it.

@@ -76,13 +76,9 @@ async fn attempt(
         forget(note);
         return Err(trouble);
     }
-    keep(&wanted.file, text.as_bytes()).map_err(|error| unwritten(&wanted.file, &error))?;
+    keep(&wanted.file, text.as_bytes()).map_err(|error| Trouble::unwritten(&wanted.file, &error))?;
     forget(note);
     Ok(())
-}
-
-fn unwritten(file: &Path, error: &std::io::Error) -> Trouble {
-    Trouble::new(format!("{} cannot be written: {error}", file.display()))
 }
 
 fn forget(note: &Path) {
@@ -97,23 +93,19 @@ async fn resumed(client: &Client, wanted: &Wanted, note: &Path) -> Result<Option
         forget(note);
         return Ok(None);
     };
+    let is_gone = |error: &instant_acme::Error| matches!(error, instant_acme::Error::Api(problem) if matches!(problem.status, Some(400 | 403 | 404 | 410)));
     match client.account.order(begun.url.clone()).await {
         Ok(mut order) => {
-            if order.state().status == OrderStatus::Invalid {
-                forget(note);
-                return Ok(None);
+            if order.state().status != OrderStatus::Invalid {
+                tracing::info!(
+                    site = wanted.site,
+                    "going on with the order for a certificate that was begun before"
+                );
+                return Ok(Some((order, begun)));
             }
-            tracing::info!(
-                site = wanted.site,
-                "going on with the order for a certificate that was begun before"
-            );
-            return Ok(Some((order, begun)));
         }
-        Err(instant_acme::Error::Api(problem)) if !matches!(problem.status, Some(400 | 403 | 404 | 410)) => {
-            return Err(instant_acme::Error::Api(problem).into());
-        }
-        Err(error) if !matches!(error, instant_acme::Error::Api(_)) => return Err(error.into()),
-        _ => {}
+        Err(error) if is_gone(&error) => {}
+        Err(error) => return Err(error.into()),
     }
     forget(note);
     Ok(None)
@@ -126,7 +118,7 @@ async fn begin(client: &Client, wanted: &Wanted, keep: Keep, note: &Path) -> Res
     let order = client.account.new_order(&NewOrder::new(&names)).await?;
     let begun = Begun { url: order.url().to_owned(), hosts: wanted.hosts.clone(), key: key.serialize_pem() };
     let text = serde_json::to_vec(&begun).map_err(|error| Trouble::new(error.to_string()))?;
-    keep(note, &text).map_err(|error| unwritten(note, &error))?;
+    keep(note, &text).map_err(|error| Trouble::unwritten(note, &error))?;
     Ok((order, begun))
 }
 

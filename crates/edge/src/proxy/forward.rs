@@ -242,10 +242,8 @@ impl Forwarding<'_> {
                         if !(reused && pool.members().len() == 1) {
                             tried.push(attempt.index);
                         }
-                    } else if refused && pool.members().len() > 1 {
-                        tried.push(attempt.index);
-                    } else if excused.replace(attempt.index) == Some(attempt.index)
-                        && pool.members().len() > 1
+                    } else if pool.members().len() > 1
+                        && (refused || excused.replace(attempt.index) == Some(attempt.index))
                     {
                         // All the connections of one that has just died are stale, and there may be many.
                         tried.push(attempt.index);
