@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use foregate_routing::{
     Action, ActionSpec, Address, Balance, HostPattern, MemberSpec, PathPattern, Policy, PoolId, PoolSpec,
-    RequestView, Rewrite, RouteSpec, SiteSpec, Snapshot, SnapshotBuilder, State, TlsVersion, When,
+    RequestView, Rewrite, RouteSpec, SiteSpec, Snapshot, SnapshotBuilder, State, TlsRules, TlsVersion, When,
     normalise_host, normalise_path,
 };
 use http::{HeaderMap, Method};
@@ -48,7 +48,7 @@ fn site(hosts: &[&str], routes: Vec<RouteSpec>) -> SiteSpec {
         early_data: false,
         redirect_to_https: true,
         hsts: None,
-        tls_min_version: TlsVersion::V1_3,
+        tls: TlsRules::open(TlsVersion::V1_3),
         response_headers: Vec::new(),
         routes,
     }
@@ -114,6 +114,7 @@ fn routes(c: &mut Criterion) {
                             query: None,
                             headers: &headers,
                             client_ip: LOCAL,
+                            client_cert: false,
                         };
                         site.route(&view).map(|found| std::ptr::from_ref(found.route)).unwrap()
                     });
@@ -167,6 +168,7 @@ fn request(c: &mut Criterion) {
                     query: None,
                     headers: &headers,
                     client_ip,
+                    client_cert: false,
                 };
                 let Ok(found) = site.route(&view) else { return None };
                 let Action::Pool(pool) = &found.route.action else { return None };

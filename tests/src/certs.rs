@@ -75,7 +75,7 @@ impl Authority {
         std::fs::write(folder.join(format!("{name}.key")), key).unwrap();
     }
 
-    fn roots(&self) -> RootCertStore {
+    pub(crate) fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
         roots

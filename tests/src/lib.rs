@@ -22,6 +22,7 @@
 
 mod certs;
 mod client;
+mod clients;
 mod fields;
 pub mod foreign;
 pub mod frames;
@@ -44,6 +45,7 @@ pub use client::{
     ALPN_H1, ALPN_H2, Body, Client, Dial, Downloader, Error, Exchange, FrameSeen, Io, Reply, Request,
     Uploader, Version, delete, get, head, post, put, request,
 };
+pub use clients::{Certified, ClientAuthority, Identity, Visitor};
 pub use fields::{Fields, latin1};
 pub use gateway::{Builder as GatewayBuilder, Gateway, binary, check, copy_program, gateway};
 pub use held::{Held, holding};

@@ -96,16 +96,10 @@ async fn everything_else_waits_for_the_handshake() {
     let vm = origin().start().await;
     let site = || gateway().site("shop.test", &vm);
     let early = || Head::get("/early").frame();
-    let by_address = "[[sites.\"shop.test\".routes]]\npaths = \"/office/\"\nwhen = { client_ips = \"10.0.0.0/8\" }\nrespond = { status = 200 }\n";
     let cases = [
         ("a method that changes something", site().toml(EARLY), Head::post("/early").frame()),
         ("a body", site().toml(EARLY), Head::get("/early").and(data("x"))),
         ("a trusted proxy's address", site().toml(EARLY).server("trusted_proxies", "\"127.0.0.1\""), early()),
-        (
-            "a site that asks for addresses",
-            site().site("other.test", &vm).toml(EARLY).toml(by_address),
-            early(),
-        ),
     ];
     for (what, builder, bytes) in cases {
         vm.forget();
@@ -116,13 +110,22 @@ async fn everything_else_waits_for_the_handshake() {
 }
 
 #[tokio::test]
-async fn nobody_is_offered_it_by_default() {
+async fn nobody_is_offered_it_by_default_and_where_it_would_wait_anyway() {
     let vm = origin().start().await;
-    let gw = started(&vm, "").await;
-    let dial = gw.dial("shop.test");
-    let options = returning(&dial).await;
-    assert!(Connection::early(&dial, &options).is_none(), "the session allows early data");
-    gw.stop().await;
+    let by_address = "[[sites.\"shop.test\".routes]]\npaths = \"/office/\"\nwhen = { client_ips = \"10.0.0.0/8\" }\nrespond = { status = 200 }\n";
+    let site = || gateway().site("shop.test", &vm);
+    for builder in [
+        site(),
+        // Of another site nothing follows.
+        site().toml("early_data = false").site("other.test", &vm).toml(EARLY),
+        site().site("other.test", &vm).toml(EARLY).toml(by_address),
+    ] {
+        let gw = builder.start().await;
+        let dial = gw.dial("shop.test");
+        let options = returning(&dial).await;
+        assert!(Connection::early(&dial, &options).is_none(), "the session allows early data");
+        gw.stop().await;
+    }
 }
 
 /// RFC 8470, section 5.2: a client that knows nothing of early data is not told of it.

@@ -99,18 +99,19 @@ impl CertificateStore {
         all
     }
 
-    /// A name a client may ask for, and the certificate it is shown then.
-    #[must_use]
-    pub fn any(&self) -> Option<(String, &Arc<Certificate>)> {
-        let exact =
-            self.exact.iter().min_by_key(|(host, _)| *host).map(|(host, shown)| (host.to_string(), shown));
-        let wildcard = || {
-            let found = self.wildcard.iter().min_by_key(|(parent, _)| *parent);
-            found.map(|(parent, shown)| (format!("www.{parent}"), shown))
-        };
-        let (name, shown) =
-            exact.or_else(wildcard).unwrap_or_else(|| ("localhost".to_owned(), &self.default));
-        Some((name, shown.first()?))
+    /// Names clients may ask for, each with the certificate they are shown then; of a wildcard one.
+    pub fn names(&self) -> impl Iterator<Item = (String, &Arc<Certificate>)> {
+        let mut names: Vec<_> = self.exact.iter().map(|(host, shown)| (host.to_string(), shown)).collect();
+        names.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let mut wildcards: Vec<_> =
+            self.wildcard.iter().map(|(parent, shown)| (format!("www.{parent}"), shown)).collect();
+        wildcards.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let default = std::iter::once(("localhost".to_owned(), &self.default));
+        names
+            .into_iter()
+            .chain(wildcards)
+            .chain(default)
+            .filter_map(|(name, shown)| Some((name, shown.first()?)))
     }
 
     /// The certificate a client with this SNI is shown, that can check these signatures; `None` refuses the handshake.

@@ -72,6 +72,33 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
+/// What a ticket is good for beside its key: nothing more is asked, or the clients' certificates by these rules.
+const OPEN: &[u8] = b"";
+
+impl Tickets {
+    fn seal(&self, plain: &[u8], purpose: &[u8]) -> Option<Vec<u8>> {
+        let keys = self.0.load();
+        let (key, sealing) = keys.first()?;
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).ok()?;
+        let mut sealed = plain.to_vec();
+        let unique = Nonce::assume_unique_for_key(nonce);
+        sealing.seal_in_place_append_tag(unique, Aad::from([&key.id, purpose].concat()), &mut sealed).ok()?;
+        Some([&key.id[..], &nonce, &sealed].concat())
+    }
+
+    fn open(&self, cipher: &[u8], purpose: &[u8]) -> Option<Vec<u8>> {
+        let (id, rest) = cipher.split_at_checked(ID)?;
+        let (nonce, sealed) = rest.split_at_checked(NONCE_LEN)?;
+        let keys = self.0.load();
+        let (key, opening) = keys.iter().find(|(key, _)| key.id == id)?;
+        let mut sealed = sealed.to_vec();
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let plain = opening.open_in_place(nonce, Aad::from([&key.id, purpose].concat()), &mut sealed).ok()?;
+        Some(plain.to_vec())
+    }
+}
+
 impl ProducesTickets for Tickets {
     fn enabled(&self) -> bool {
         true
@@ -82,25 +109,43 @@ impl ProducesTickets for Tickets {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        let keys = self.0.load();
-        let (key, sealing) = keys.first()?;
-        let mut nonce = [0; NONCE_LEN];
-        rand::fill(&mut nonce).ok()?;
-        let mut sealed = plain.to_vec();
-        let unique = Nonce::assume_unique_for_key(nonce);
-        sealing.seal_in_place_append_tag(unique, Aad::from(&key.id), &mut sealed).ok()?;
-        Some([&key.id[..], &nonce, &sealed].concat())
+        self.seal(plain, OPEN)
     }
 
     fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
-        let (id, rest) = cipher.split_at_checked(ID)?;
-        let (nonce, sealed) = rest.split_at_checked(NONCE_LEN)?;
-        let keys = self.0.load();
-        let (key, opening) = keys.iter().find(|(key, _)| key.id == id)?;
-        let mut sealed = sealed.to_vec();
-        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let plain = opening.open_in_place(nonce, Aad::from(&key.id), &mut sealed).ok()?;
-        Some(plain.to_vec())
+        self.open(cipher, OPEN)
+    }
+}
+
+/// Tickets of connections whose client was asked for its certificate. Under other rules they are none, so that the client
+/// is asked anew.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    tickets: Arc<Tickets>,
+    rules: [u8; 32],
+}
+
+impl Bound {
+    pub(crate) fn to(rules: [u8; 32]) -> Bound {
+        Bound { tickets: Tickets::shared(), rules }
+    }
+}
+
+impl ProducesTickets for Bound {
+    fn enabled(&self) -> bool {
+        self.tickets.enabled()
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.tickets.lifetime()
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.tickets.seal(plain, &self.rules)
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        self.tickets.open(cipher, &self.rules)
     }
 }
 
@@ -135,6 +180,18 @@ mod tests {
         let third = new.renew_at(Vec::new(), 1_000_000 + LIFETIME);
         assert!(!third.contains(&first[0]));
         assert_eq!(new.decrypt(&ticket), None);
+    }
+
+    #[test]
+    fn a_ticket_is_good_under_its_own_rules_alone() {
+        let tickets = Arc::new(tickets());
+        _ = tickets.renew_at(Vec::new(), 5);
+        let bound = |rules| Bound { tickets: tickets.clone(), rules: [rules; 32] };
+        let (open, first) = (tickets.encrypt(b"open").unwrap(), bound(1).encrypt(b"first").unwrap());
+        assert_eq!(bound(1).decrypt(&first).unwrap(), b"first");
+        assert_eq!(bound(2).decrypt(&first), None);
+        assert_eq!(tickets.decrypt(&first), None);
+        assert_eq!(bound(1).decrypt(&open), None);
     }
 
     #[test]

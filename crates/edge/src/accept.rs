@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use foregate_exchange::reading::{ReadBy, Rewound};
-use foregate_routing::TlsVersion;
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,6 +19,7 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use crate::limit::Permit;
 use crate::listener::{Entered, Listener};
 use crate::peer::{Peer, TlsPeer, canonical};
+use crate::terms::Terms;
 use crate::unsent::Unsent;
 use crate::worker::Worker;
 use crate::{h1, h2};
@@ -104,28 +104,28 @@ async fn tls(
             return Err(io::Error::other("plain HTTP on the HTTPS port"));
         }
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let sni = start.client_hello().server_name().map(|name| name.to_ascii_lowercase().into_boxed_str());
-        if let Some(config) = wanted_by_authority(&worker, &start, sni.as_deref()) {
+        if let Some(config) = wanted_by_authority(&worker, &start) {
             _ = start.into_stream(config).await?.shutdown().await;
             return Err(io::Error::other("an authority has seen its certificate, and no more was wanted"));
         }
-        let site = sni.as_deref().and_then(|sni| live.routing.host(sni, local.ip()));
-        let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
-        let config = match floor {
-            TlsVersion::V1_2 => &live.tls.tls12,
-            TlsVersion::V1_3 => &live.tls.modern,
-        };
         let hello = start.client_hello();
-        let certificate = live.certificates.present(sni.as_deref(), hello.signature_schemes()).cloned();
+        let terms = Terms::of(&live, hello.server_name(), hello.signature_schemes(), local.ip());
+        let config = live.tls.tcp(&terms.rules).ok_or_else(|| io::Error::other("no TLS configuration"))?;
         let stream = start.into_stream(Arc::clone(config)).await?;
+        let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
         // The handshake has succeeded, so there was one to present.
-        let certificate = certificate.ok_or_else(|| io::Error::other("no certificate"))?;
-        Ok((stream, TlsPeer { sni, certificate, floor }))
+        let tls = TlsPeer::new(terms, chain).ok_or_else(|| io::Error::other("no certificate"))?;
+        Ok((stream, tls))
     };
     let (stream, tls) = match within(limit, handshake).await {
         Some(Ok(done)) => done,
         Some(Err(error)) => {
-            tracing::debug!(peer = %address, %error, "TLS handshake failed");
+            let cause = error.get_ref().and_then(|inner| inner.downcast_ref());
+            if cause.is_some_and(is_of_the_client) && worker.may_log() {
+                tracing::info!(peer = %address, %error, "refused: the client has no certificate that is good here");
+            } else {
+                tracing::debug!(peer = %address, %error, "TLS handshake failed");
+            }
             return None;
         }
         None => {
@@ -143,13 +143,15 @@ async fn tls(
     })
 }
 
+/// Whether a handshake has failed because of the client's certificate, which somebody will ask about.
+fn is_of_the_client(error: &rustls::Error) -> bool {
+    matches!(error, rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_))
+}
+
 /// How the handshake goes on with an authority that wants to see that a name is ours (RFC 8737).
-fn wanted_by_authority(
-    worker: &Worker,
-    start: &StartHandshake<TcpStream>,
-    sni: Option<&str>,
-) -> Option<Arc<ServerConfig>> {
-    worker.challenges.certificate(start.client_hello().alpn()?, sni?)
+fn wanted_by_authority(worker: &Worker, start: &StartHandshake<TcpStream>) -> Option<Arc<ServerConfig>> {
+    let hello = start.client_hello();
+    worker.challenges.certificate(hello.alpn()?, &hello.server_name()?.to_ascii_lowercase())
 }
 
 /// Plain HTTP on the HTTPS port is a mistake people make; a sentence is kinder than a reset.

@@ -129,7 +129,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Connection<IO> {
 
     fn is_told_to_go(&mut self) -> bool {
         let listener = &self.peer.listener;
-        !listener.serves() && self.turn.has_come(&listener.drain)
+        self.peer.is_outdated() || (!listener.serves() && self.turn.has_come(&listener.drain))
     }
 
     /// Waits for the next request head.

@@ -129,7 +129,8 @@ async fn run<IO>(
         let accepted = poll_fn(|cx| {
             drains = drains || draining.as_mut().poll(cx).is_ready();
             closes = closes || drains && closing.as_mut().poll(cx).is_ready();
-            if leaving.is_none() && drains && (closes || turn.poll(cx, &peer.listener.drain).is_ready()) {
+            let called = drains && (closes || turn.poll(cx, &peer.listener.drain).is_ready());
+            if leaving.is_none() && (called || peer.is_outdated()) {
                 leaving = Some(Rest::new(unsent, streams.observe(cx.waker()) > 0));
                 connection.graceful_shutdown();
             }

@@ -80,7 +80,8 @@ pub(crate) async fn serve(
             let mut accepting = pin!(connection.accept());
             poll_fn(|cx| {
                 drains = drains || draining.as_mut().poll(cx).is_ready();
-                if leaving == Leaving::No && drains && turn.poll(cx, &listener.drain).is_ready() {
+                let called = leaving == Leaving::No && drains && turn.poll(cx, &listener.drain).is_ready();
+                if called || leaving == Leaving::No && peer.is_outdated() {
                     return Poll::Ready(Event::Leave);
                 }
                 if closing.as_mut().poll(cx).is_ready() {

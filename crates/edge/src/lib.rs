@@ -26,6 +26,7 @@ mod proxy;
 pub mod quic;
 pub mod settings;
 mod streams;
+mod terms;
 mod thread;
 mod unsent;
 mod waits;
@@ -34,7 +35,7 @@ mod worker;
 
 use std::sync::Arc;
 
-use foregate_certs::CertificateStore;
+use foregate_certs::{CertificateStore, ClientAuth};
 use foregate_exchange::deadline;
 use foregate_routing::{Endpoint, Pool, Snapshot};
 use foregate_upstream::Transport;
@@ -61,5 +62,7 @@ pub struct Live {
     /// How each pool's VMs are spoken to; the index is `PoolId::index`.
     pub transports: Vec<Arc<Transport>>,
     pub certificates: Arc<CertificateStore>,
+    /// Whatever sites hold their clients' certificates to.
+    pub clients: Vec<Arc<ClientAuth>>,
     pub settings: Arc<Settings>,
 }

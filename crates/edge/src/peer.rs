@@ -1,15 +1,25 @@
 //! Who is at the other end of a connection, and what it was shown.
 
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use foregate_certs::Certificate;
-use foregate_routing::TlsVersion;
+use foregate_certs::{Certificate, Identity};
+use foregate_exchange::clock;
+use foregate_exchange::head::ClientCert;
+use foregate_routing::{Site, TlsRules};
 use http::HeaderValue;
+use rustls_pki_types::CertificateDer;
 
+use crate::Live;
 use crate::limit::Permit;
 use crate::listener::Listener;
+use crate::terms::Terms;
+
+/// For how long it holds what was found out of a certificate: it may expire, and so may the list it does not stand in.
+const VERDICT: Duration = Duration::from_secs(60);
 
 /// The facts of one client connection that hold for all its requests, but that a QUIC client may move between
 /// two of them.
@@ -20,7 +30,7 @@ pub(crate) struct Peer {
     pub(crate) ip: HeaderValue,
     /// Where the client reached us.
     pub(crate) local: SocketAddr,
-    pub(crate) tls: Option<TlsPeer>,
+    pub(crate) tls: Option<Rc<TlsPeer>>,
     /// What it came by.
     pub(crate) listener: Rc<Listener>,
     /// Counts for where the connection began.
@@ -28,20 +38,89 @@ pub(crate) struct Peer {
 }
 
 /// What a TLS or QUIC client asked for and was shown.
-#[derive(Clone)]
 pub(crate) struct TlsPeer {
     /// In lower case.
     pub(crate) sni: Option<Box<str>>,
     pub(crate) certificate: Arc<Certificate>,
-    /// The floor the handshake was held to.
-    pub(crate) floor: TlsVersion,
+    /// What the handshake was held to.
+    pub(crate) rules: TlsRules,
+    /// What the client has shown, now or in the session that is resumed; its own certificate is the first.
+    chain: Vec<CertificateDer<'static>>,
+    verdict: RefCell<Option<Verdict>>,
+    /// Another connection would be held to other rules, which the site has now.
+    outdated: Cell<bool>,
+}
+
+/// Who the client is by the rules with this digest, for as long as that holds.
+struct Verdict {
+    digest: [u8; 32],
+    until: u64,
+    known: Option<Rc<Known>>,
+}
+
+/// A client that is certified.
+pub(crate) struct Known {
+    pub(crate) identity: Identity,
+    pub(crate) fields: ClientCert,
+}
+
+impl TlsPeer {
+    /// None: there is no certificate for it, which no handshake gets past.
+    pub(crate) fn new(terms: Terms, chain: Option<Vec<CertificateDer<'static>>>) -> Option<Rc<TlsPeer>> {
+        Some(Rc::new(TlsPeer {
+            sni: terms.sni,
+            certificate: terms.certificate?,
+            rules: terms.rules,
+            chain: chain.unwrap_or_default(),
+            verdict: RefCell::default(),
+            outdated: Cell::new(false),
+        }))
+    }
+
+    /// Who the client is by the present rules of this site, whatever was found out in the handshake: the session may be
+    /// older than that, and the connection older than the rules.
+    pub(crate) fn identify(&self, live: &Live, site: &Site) -> Option<Rc<Known>> {
+        if self.rules != site.tls {
+            self.outdated.set(true);
+        }
+        let digest = site.tls.clients?.digest;
+        if self.chain.is_empty() {
+            return None;
+        }
+        let now = clock::now_nanos();
+        if let Some(verdict) = &*self.verdict.borrow()
+            && verdict.digest == digest
+            && now < verdict.until
+        {
+            return verdict.known.clone();
+        }
+        let judge = live.clients.iter().find(|clients| clients.rules().digest == digest)?;
+        let known = match judge.identify(&self.chain) {
+            Ok(identity) => Some(Rc::new(Known { fields: fields(&identity), identity })),
+            Err(error) => {
+                tracing::debug!(site = %site.name, %error, "a client's certificate is not good any more");
+                None
+            }
+        };
+        let until = now.saturating_add(VERDICT.as_nanos() as u64);
+        self.verdict.replace(Some(Verdict { digest, until, known: known.clone() }));
+        known
+    }
+}
+
+/// What a VM is told of a client.
+fn fields(identity: &Identity) -> ClientCert {
+    // They are visible ASCII.
+    let value = |text: &str| HeaderValue::from_str(text).ok().filter(|value| !value.is_empty());
+    let Identity { subject, san, fingerprint } = identity;
+    ClientCert { subject: value(subject), san: value(san), fingerprint: value(fingerprint) }
 }
 
 impl Peer {
     pub(crate) fn new(
         address: SocketAddr,
         local: SocketAddr,
-        tls: Option<TlsPeer>,
+        tls: Option<Rc<TlsPeer>>,
         listener: Rc<Listener>,
         permit: Rc<Permit>,
     ) -> Peer {
@@ -53,6 +132,11 @@ impl Peer {
 
     pub(crate) fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// Whether it is to come by another connection, since this one is held to rules of yesterday.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.outdated.get())
     }
 
     /// The same client at another address.

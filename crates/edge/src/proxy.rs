@@ -3,6 +3,7 @@
 //! Every status the gateway gives to a request that could be parsed is born here or in [`forward`]. It
 //! does not know which HTTP version the client or the VM speaks.
 
+mod client;
 mod forward;
 mod hedge;
 
@@ -11,8 +12,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 use foregate_exchange::{Body, head};
 use foregate_routing::{
-    Action, HeaderEdit, HostMatch, NotMatched, Policy, RequestView, Respond, Site, Template, Variables,
-    normalise_host, normalise_path,
+    Action, ClientCert, HeaderEdit, HostMatch, NotMatched, Policy, RequestView, Respond, Site, Template,
+    Variables, normalise_host, normalise_path,
 };
 use http::header::{ACCEPT, ALT_SVC, CONTENT_TYPE, LOCATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
@@ -95,7 +96,6 @@ pub(crate) async fn serve(
     let path = if uri.path().starts_with('/') { uri.path() } else { "/" };
     let query = uri.query();
     let normal = normalise_path(path);
-    let view = RequestView { method, path: &normal, query, headers: &headers, client_ip: client };
     let mut variables = Variables {
         client_ip: client,
         host: &host,
@@ -104,12 +104,21 @@ pub(crate) async fn serve(
         query,
         scheme,
         request_id: id,
+        client_cert: None,
         captures: &[],
     };
     if scheme == "http" && site.redirect_to_https {
         let response = to_https(&live, &variables);
         return decorated(response, &live, peer, version, site, None, &variables);
     }
+    let known = match client::identify(&live, peer, site) {
+        Ok(known) => known,
+        Err(answer) => return decorated(refuse(answer), &live, peer, version, site, None, &variables),
+    };
+    variables.client_cert = known.as_ref().map(|known| known.variables());
+    let client_cert = known.is_some();
+    let view =
+        RequestView { method, path: &normal, query, headers: &headers, client_ip: client, client_cert };
     let matched = match site.route(&view) {
         Ok(matched) => matched,
         Err(reason) => {
@@ -129,6 +138,7 @@ pub(crate) async fn serve(
         worker,
         live: &live,
         peer,
+        known: known.as_deref(),
         interim,
         matched: &matched,
         method,
@@ -224,9 +234,9 @@ fn find_site<'s, 'h>(
                 "This connection's certificate is not for this host; use another connection.",
             );
         }
-        // The handshake was held to the rules of the site it was for; others may be stricter.
-        let floor = found.as_ref().map(|found| found.site.tls_min_version);
-        if floor.is_some_and(|floor| floor != tls.floor) {
+        // The handshake was held to the rules of the site it was for; others may be stricter, and ask who the client is.
+        let rules = found.as_ref().map(|found| found.site.tls);
+        if rules.is_some_and(|rules| rules != tls.rules) {
             return misdirected(
                 "This host has other TLS rules than this connection; use another connection.",
             );
@@ -272,12 +282,16 @@ fn respond_with(respond: &Respond, variables: &Variables<'_>) -> Response<Body> 
             let [wildcard, query] = [variables.wildcard, variables.query].map(|text| text.map(escape));
             let captures: Vec<String> = variables.captures.iter().map(|text| escape(text)).collect();
             let captures: Vec<&str> = captures.iter().map(String::as_str).collect();
+            let client = variables.client_cert.map(|client| [escape(client.subject), escape(client.san)]);
+            let client_cert = variables.client_cert.zip(client.as_ref());
+            let client_cert = client_cert.map(|(known, [subject, san])| ClientCert { subject, san, ..known });
             let escaped = Variables {
                 host: &host,
                 path: &path,
                 wildcard: wildcard.as_deref(),
                 query: query.as_deref(),
                 captures: &captures,
+                client_cert,
                 ..*variables
             };
             respond.body.render(&escaped, &mut text);

@@ -17,6 +17,7 @@ mod path;
 mod relay;
 mod socket;
 mod steer;
+mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -59,7 +59,9 @@ pub(crate) struct Worker {
 /// A snapshot with what a worker derives from it once.
 pub(crate) struct Prepared {
     live: Held<Live>,
-    pub(crate) tls: TlsServer,
+    pub(crate) tls: Arc<TlsServer>,
+    /// Some site takes requests in 0-RTT.
+    pub(crate) early_data: bool,
     /// The advertisement of HTTP/3 for each HTTPS port, where there is something to advertise.
     alt_svc: Vec<(u16, Option<HeaderValue>)>,
     advertising: Arc<Advertising>,
@@ -90,10 +92,16 @@ impl Prepared {
         let early_data = http3.enabled && live.routing.sites().iter().any(|site| site.early_data);
         Ok(Prepared {
             live: live.clone(),
-            tls: TlsServer::new(&live.certificates, early_data, diagnostics.keys.as_ref())?,
+            tls: Arc::new(TlsServer::new(&live.certificates, &live.clients, diagnostics.keys.as_ref())?),
+            early_data,
             alt_svc,
             advertising: advertising.clone(),
         })
+    }
+
+    /// For those that are not of this thread.
+    pub(crate) fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live)
     }
 
     /// What this client is told of HTTP/3.

@@ -17,6 +17,9 @@ pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-ho
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub const EARLY_DATA: HeaderName = HeaderName::from_static("early-data");
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const X_CLIENT_CERT_SUBJECT: HeaderName = HeaderName::from_static("x-client-cert-subject");
+pub const X_CLIENT_CERT_SAN: HeaderName = HeaderName::from_static("x-client-cert-san");
+pub const X_CLIENT_CERT_FINGERPRINT: HeaderName = HeaderName::from_static("x-client-cert-fingerprint");
 
 /// Why a head is refused with 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -124,6 +127,9 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
         X_FORWARDED_FOR,
         X_FORWARDED_HOST,
         X_FORWARDED_PROTO,
+        X_CLIENT_CERT_SUBJECT,
+        X_CLIENT_CERT_SAN,
+        X_CLIENT_CERT_FINGERPRINT,
     ] {
         trailers.remove(name);
     }
@@ -171,13 +177,25 @@ pub struct Origin<'a> {
     /// As the client named it, with a port if it gave one.
     pub authority: &'a HeaderValue,
     pub version: Version,
+    /// Who the client has proven to be.
+    pub client_cert: Option<&'a ClientCert>,
 }
 
-/// Sets `X-Forwarded-For`, `-Proto`, `-Host` and `Via` for the VM.
+/// What VMs are told of a client's certificate that was verified.
+#[derive(Clone, Debug)]
+pub struct ClientCert {
+    pub subject: Option<HeaderValue>,
+    pub san: Option<HeaderValue>,
+    pub fingerprint: Option<HeaderValue>,
+}
+
+/// Sets `X-Forwarded-For`, `-Proto`, `-Host` and `Via` for the VM, and `X-Client-Cert-*` if the client has one.
 ///
 /// What an untrusted peer says of the kind is dropped first, also under names that CGI-like servers
-/// cannot tell apart (`X_Forwarded_For`).
+/// cannot tell apart (`X_Forwarded_For`). Of certificates nobody else is believed: not all proxies know that such fields
+/// are to be dropped.
 pub fn forwarded(headers: &mut HeaderMap, origin: &Origin<'_>) {
+    drop_claims(headers, origin.trusted);
     if origin.trusted {
         let mut chain = Vec::new();
         for value in headers.get_all(X_FORWARDED_FOR).iter().filter(|value| value.to_str().is_ok()) {
@@ -195,7 +213,6 @@ pub fn forwarded(headers: &mut HeaderMap, origin: &Origin<'_>) {
             headers.insert(X_FORWARDED_HOST, origin.authority.clone());
         }
     } else {
-        drop_claims(headers);
         headers.insert(X_FORWARDED_FOR, origin.peer.clone());
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
         headers.insert(X_FORWARDED_HOST, origin.authority.clone());
@@ -207,10 +224,22 @@ pub fn forwarded(headers: &mut HeaderMap, origin: &Origin<'_>) {
         _ => "1.1 foregate",
     };
     headers.append(VIA, HeaderValue::from_static(via));
+    if let Some(client) = origin.client_cert {
+        let fields = [
+            (X_CLIENT_CERT_SUBJECT, &client.subject),
+            (X_CLIENT_CERT_SAN, &client.san),
+            (X_CLIENT_CERT_FINGERPRINT, &client.fingerprint),
+        ];
+        for (name, value) in fields {
+            if let Some(value) = value {
+                headers.insert(name, value.clone());
+            }
+        }
+    }
 }
 
-/// Removes every field by which a client could pose as a proxy.
-fn drop_claims(headers: &mut HeaderMap) {
+/// Removes every field by which a client could pose as somebody else, and as a proxy unless it is a trusted one.
+fn drop_claims(headers: &mut HeaderMap, trusted: bool) {
     let claims: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {
@@ -218,15 +247,25 @@ fn drop_claims(headers: &mut HeaderMap) {
             let first = name.as_bytes().first();
             // Almost no field passes this, so that the common request allocates nothing here.
             matches!(first, Some(b'x' | b'f' | b'h' | b'c' | b't' | b'v'))
-                && (name.starts_with("x-forwarded-")
-                    || matches!(name, "forwarded" | "via" | "x-real-ip")
-                    || (name.contains('_') && poses(&name.replace('_', "-"))))
+                && (is_identity(name)
+                    || (!trusted
+                        && (name.starts_with("x-forwarded-")
+                            || matches!(name, "forwarded" | "via" | "x-real-ip")))
+                    || (name.contains('_') && {
+                        let meant = name.replace('_', "-");
+                        is_identity(&meant) || (!trusted && poses(&meant))
+                    }))
         })
         .cloned()
         .collect();
     for name in claims {
         headers.remove(name);
     }
+}
+
+/// Who a client is by its certificate, as we and others say it (RFC 9440).
+fn is_identity(name: &str) -> bool {
+    name.starts_with("x-client-cert-") || matches!(name, "client-cert" | "client-cert-chain")
 }
 
 /// Names that mean something else when a server takes `_` for `-`.
@@ -376,6 +415,7 @@ mod tests {
             scheme: "https",
             authority: &HeaderValue::from_static("a.test:8443"),
             version: Version::HTTP_2,
+            client_cert: None,
         };
         forwarded(&mut headers, &origin);
         let expected = map(&[
@@ -386,6 +426,39 @@ mod tests {
             ("via", "2 foregate"),
         ]);
         assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn a_client_is_who_its_certificate_says() {
+        let claims = [
+            ("x-client-cert-subject", "CN=root"),
+            ("X_Client_Cert_San", "DNS:root.test"),
+            ("x-client-cert-verified", "yes"),
+            ("client-cert", ":AAAA:"),
+            ("client_cert_chain", ":AAAA:"),
+        ];
+        let shown = ClientCert {
+            subject: Some(HeaderValue::from_static("CN=alice")),
+            san: None,
+            fingerprint: Some(HeaderValue::from_static("0f")),
+        };
+        for trusted in [false, true] {
+            for (client_cert, expected) in [(None, vec![]), (Some(&shown), vec!["CN=alice", "0f"])] {
+                let mut headers = map(&claims);
+                let origin = Origin {
+                    peer: &HeaderValue::from_static("192.0.2.1"),
+                    trusted,
+                    scheme: "https",
+                    authority: &HeaderValue::from_static("a.test"),
+                    version: Version::HTTP_11,
+                    client_cert,
+                };
+                forwarded(&mut headers, &origin);
+                let told = headers.iter().filter(|(name, _)| name.as_str().contains("client"));
+                let told: Vec<_> = told.map(|(_, value)| value.to_str().unwrap()).collect();
+                assert_eq!(told, expected, "{trusted}");
+            }
+        }
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl Blueprint {
             routing: self.build(&live.routing, overrides),
             transports: live.transports.clone(),
             certificates: live.certificates.clone(),
+            clients: live.clients.clone(),
             settings: live.settings.clone(),
         }
     }

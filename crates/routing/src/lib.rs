@@ -51,8 +51,8 @@ pub use route::{
     Action, ActionSpec, Captures, HeaderEdit, Matched, NotMatched, Policy, RequestView, Respond, Rewrite,
     Route, RouteSpec, RouteTimeouts, Shadowed, UpstreamHost,
 };
-pub use site::{Site, SiteSpec, TlsVersion};
+pub use site::{ClientRules, Site, SiteSpec, TlsRules, TlsVersion};
 pub use snapshot::{HostMatch, PoolId, Snapshot, SnapshotBuilder};
 pub use split::{Split, SplitOn};
-pub use template::{Template, TemplateError, Variables};
+pub use template::{ClientCert, Template, TemplateError, Variables};
 pub use when::{Condition, TextMatch, When};

@@ -21,11 +21,36 @@ pub struct SiteSpec {
     pub redirect_to_https: bool,
     /// The value of `Strict-Transport-Security`.
     pub hsts: Option<HeaderValue>,
-    pub tls_min_version: TlsVersion,
+    pub tls: TlsRules,
     /// For the answers that belong to no route of it.
     pub response_headers: Vec<HeaderEdit>,
     /// Its own action is the last of them, with the prefix `/`.
     pub routes: Vec<RouteSpec>,
+}
+
+/// What a TLS connection is held to: chosen by the name the client asks for. Sites with the same rules may share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TlsRules {
+    pub min_version: TlsVersion,
+    /// None: clients are not asked who they are.
+    pub clients: Option<ClientRules>,
+}
+
+/// By whom clients must be certified. What it takes to find that out is elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientRules {
+    /// A digest of everything that a certificate is judged by: other authorities or lists are other rules.
+    pub digest: [u8; 32],
+    /// Without a certificate nothing is answered.
+    pub required: bool,
+}
+
+impl TlsRules {
+    /// Nobody is asked for a certificate.
+    #[must_use]
+    pub fn open(min_version: TlsVersion) -> TlsRules {
+        TlsRules { min_version, clients: None }
+    }
 }
 
 /// A version of TLS, in their order.
@@ -42,11 +67,11 @@ pub struct Site {
     pub hosts: Box<[HostPattern]>,
     pub addresses: Option<Box<[IpAddr]>>,
     pub http3: bool,
-    /// Wanted, and no route asks for the client's address, which is not proven before the handshake is over.
+    /// Wanted, and nothing asks for the client's address or certificate, which are not proven before the handshake is over.
     pub early_data: bool,
     pub redirect_to_https: bool,
     pub hsts: Option<HeaderValue>,
-    pub tls_min_version: TlsVersion,
+    pub tls: TlsRules,
     pub response_headers: Vec<HeaderEdit>,
     pub(crate) routes: RouteTable,
 }

@@ -105,7 +105,9 @@ impl SnapshotBuilder {
             Some(pool) => Arc::clone(pool),
             None => Arc::new(Pool::missing()),
         };
-        let early_data = spec.early_data && spec.routes.iter().all(|route| route.when.client_ips.is_empty());
+        let early_data = spec.early_data
+            && spec.tls.clients.is_none()
+            && spec.routes.iter().all(|route| route.when.client_ips.is_empty());
         let routes = RouteTable::new(spec.routes, &pool);
         let site = Arc::new(Site {
             name: spec.name,
@@ -115,7 +117,7 @@ impl SnapshotBuilder {
             early_data,
             redirect_to_https: spec.redirect_to_https,
             hsts: spec.hsts,
-            tls_min_version: spec.tls_min_version,
+            tls: spec.tls,
             response_headers: spec.response_headers,
             routes,
         });
@@ -192,7 +194,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Address, MemberSpec, State, TlsVersion};
+    use crate::{Address, MemberSpec, State, TlsRules, TlsVersion};
 
     fn pool(name: &str, addresses: &[&str]) -> PoolSpec {
         let member = |address: &&str| MemberSpec {
@@ -214,7 +216,7 @@ mod tests {
             early_data: false,
             redirect_to_https: false,
             hsts: None,
-            tls_min_version: TlsVersion::V1_3,
+            tls: TlsRules::open(TlsVersion::V1_3),
             response_headers: vec![],
             routes: vec![],
         }

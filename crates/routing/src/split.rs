@@ -108,7 +108,7 @@ mod tests {
 
     fn view<'a>(headers: &'a HeaderMap, client: u32) -> RequestView<'a> {
         let client_ip = std::net::Ipv4Addr::from(client).into();
-        RequestView { method: &Method::GET, path: "/", query: None, headers, client_ip }
+        RequestView { method: &Method::GET, path: "/", query: None, headers, client_ip, client_cert: false }
     }
 
     #[test]

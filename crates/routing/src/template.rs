@@ -30,11 +30,14 @@ enum Variable {
     Uri,
     Scheme,
     RequestId,
+    ClientCertSubject,
+    ClientCertSan,
+    ClientCertFingerprint,
     /// `{1}` to `{9}`.
     Group(u8),
 }
 
-const NAMES: [(&str, Variable); 8] = [
+const NAMES: [(&str, Variable); 11] = [
     ("client_ip", Variable::ClientIp),
     ("host", Variable::Host),
     ("host.1", Variable::Wildcard),
@@ -43,10 +46,10 @@ const NAMES: [(&str, Variable); 8] = [
     ("uri", Variable::Uri),
     ("scheme", Variable::Scheme),
     ("request_id", Variable::RequestId),
+    ("client_cert.subject", Variable::ClientCertSubject),
+    ("client_cert.san", Variable::ClientCertSan),
+    ("client_cert.fingerprint", Variable::ClientCertFingerprint),
 ];
-
-/// Part of the language, but of a later issue.
-const LATER: [&str; 3] = ["client_cert.subject", "client_cert.san", "client_cert.fingerprint"];
 
 /// Why a text is no template. `at` counts bytes from the beginning of the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,8 +65,6 @@ pub enum TemplateError {
         /// The variable that was probably meant.
         suggestion: Option<&'static str>,
     },
-    #[error("\"{name}\" is not supported yet")]
-    NotSupported { name: Box<str> },
 }
 
 /// What the variables of one request stand for.
@@ -81,8 +82,18 @@ pub struct Variables<'a> {
     /// `http` or `https`.
     pub scheme: &'a str,
     pub request_id: &'a str,
+    /// Of a client that has shown none, all three are "".
+    pub client_cert: Option<ClientCert<'a>>,
     /// The groups of the route's regular expression: `{1}` is the first. One that is absent is "".
     pub captures: &'a [&'a str],
+}
+
+/// What a client's certificate says, that is good by the rules of the site.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientCert<'a> {
+    pub subject: &'a str,
+    pub san: &'a str,
+    pub fingerprint: &'a str,
 }
 
 impl Template {
@@ -194,6 +205,9 @@ impl Template {
                 }
                 Variable::Scheme => v.scheme,
                 Variable::RequestId => v.request_id,
+                Variable::ClientCertSubject => v.client_cert.map_or("", |client| client.subject),
+                Variable::ClientCertSan => v.client_cert.map_or("", |client| client.san),
+                Variable::ClientCertFingerprint => v.client_cert.map_or("", |client| client.fingerprint),
                 Variable::Group(n) => v.captures.get(usize::from(n) - 1).copied().unwrap_or_default(),
             };
             push(out, text, Some(variable));
@@ -221,9 +235,6 @@ fn variable(name: &str) -> Result<Variable, TemplateError> {
     }
     if let [digit @ b'1'..=b'9'] = name.as_bytes() {
         return Ok(Variable::Group(digit - b'0'));
-    }
-    if LATER.contains(&name) {
-        return Err(TemplateError::NotSupported { name: name.into() });
     }
     let suggestion = NAMES
         .iter()
@@ -269,6 +280,7 @@ mod tests {
             query: Some("q=1?2"),
             scheme: "https",
             request_id: "id?7",
+            client_cert: None,
             captures,
         }
     }
@@ -291,6 +303,13 @@ mod tests {
         assert_eq!(rendered(all), "2001:db8::1 eu.shop.example eu /a b q=1?2 /a b?q=1?2 https id?7 xy?.");
         assert_eq!(rendered("{{host}} {{{host}}}"), "{host} {eu.shop.example}");
         assert_eq!(rendered(""), "");
+        let certified = "{client_cert.subject}|{client_cert.san}|{client_cert.fingerprint}";
+        assert_eq!(rendered(certified), "||");
+        let shown = ClientCert { subject: "CN=a", san: "DNS:a.test", fingerprint: "0f" };
+        let mut out = String::new();
+        let variables = Variables { client_cert: Some(shown), ..variables(&[]) };
+        Template::parse(certified).unwrap().render(&variables, &mut out);
+        assert_eq!(out, "CN=a|DNS:a.test|0f");
     }
 
     #[test]
@@ -328,9 +347,6 @@ mod tests {
         ] {
             assert_eq!(error(text), TemplateError::Unknown { name: name.into(), suggestion }, "{text}");
         }
-        let later = TemplateError::NotSupported { name: "client_cert.san".into() };
-        assert_eq!(error("{client_cert.san}"), later);
-        assert_eq!(later.to_string(), "\"client_cert.san\" is not supported yet");
         assert!(error("{").to_string().contains("\"{\" is never closed"));
     }
 

@@ -23,6 +23,8 @@ pub struct When {
     pub query: Vec<(Box<str>, Condition)>,
     /// The client is in one of these networks.
     pub client_ips: Vec<IpNet>,
+    /// Whether it has shown a certificate that is good.
+    pub client_cert: Option<bool>,
 }
 
 /// What is asked of a named value. A name may occur several times: one occurrence that fits is enough.
@@ -98,6 +100,7 @@ impl When {
             + self.cookies.len()
             + self.query.len()
             + usize::from(!self.client_ips.is_empty())
+            + usize::from(self.client_cert.is_some())
     }
 
     /// Whether the route may answer this request.
@@ -115,6 +118,7 @@ impl When {
             && self.cookies.iter().all(|(name, asked)| asked.holds(cookie::values(view.headers, name)))
             && self.query.iter().all(|(name, asked)| asked.holds(query::values(view.query, name)))
             && (self.client_ips.is_empty() || within(&self.client_ips, view.client_ip))
+            && self.client_cert.is_none_or(|asked| asked == view.client_cert)
     }
 
     /// Whether this certainly holds wherever `other` holds. False where it cannot be told.
@@ -135,6 +139,7 @@ impl When {
                 }));
         methods
             && client_ips
+            && (self.client_cert.is_none() || self.client_cert == other.client_cert)
             && all(&self.headers, &other.headers)
             && all(&self.cookies, &other.cookies)
             && all(&self.query, &other.query)
@@ -177,7 +182,14 @@ mod tests {
     }
 
     fn view<'a>(headers: &'a HeaderMap, query: Option<&'a str>, client_ip: &str) -> RequestView<'a> {
-        RequestView { method: &GET, path: "/", query, headers, client_ip: client_ip.parse().unwrap() }
+        RequestView {
+            method: &GET,
+            path: "/",
+            query,
+            headers,
+            client_ip: client_ip.parse().unwrap(),
+            client_cert: false,
+        }
     }
 
     fn nets(list: &[&str]) -> Vec<IpNet> {
@@ -202,6 +214,7 @@ mod tests {
             cookies: vec![("beta".into(), Condition::Present)],
             query: vec![("v".into(), regex("^2"))],
             client_ips: nets(&["10.0.0.0/8", "::1/128"]),
+            client_cert: None,
         };
         assert_eq!(when.keys(), 6);
         assert!(!when.is_empty());
@@ -274,11 +287,25 @@ mod tests {
     }
 
     #[test]
+    fn who_has_shown_a_certificate() {
+        let headers = HeaderMap::new();
+        let view = |client_cert| RequestView { client_cert, ..view(&headers, None, "::1") };
+        for (asked, with, without) in
+            [(None, true, true), (Some(true), true, false), (Some(false), false, true)]
+        {
+            let when = When { client_cert: asked, ..When::default() };
+            assert_eq!((when.holds(&view(true)), when.holds(&view(false))), (with, without), "{asked:?}");
+            assert_eq!(when.keys(), usize::from(asked.is_some()));
+        }
+    }
+
+    #[test]
     fn implication() {
         let header =
             |condition| When { headers: vec![("x-a".parse().unwrap(), condition)], ..When::default() };
         let methods = |list: &[Method]| When { methods: list.to_vec(), ..When::default() };
         let ips = |list: &[&str]| When { client_ips: nets(list), ..When::default() };
+        let certified = |asked| When { client_cert: Some(asked), ..When::default() };
         let empty = When::default();
 
         for (wide, narrow) in [
@@ -290,11 +317,15 @@ mod tests {
             (&header(regex("^1")), &header(equals("12"))),
             (&methods(&[Method::GET, Method::POST]), &methods(&[Method::GET])),
             (&ips(&["10.0.0.0/8"]), &ips(&["10.1.0.0/16", "::ffff:10.2.0.0/112"])),
+            (&empty, &certified(true)),
+            (&certified(false), &certified(false)),
         ] {
             assert!(wide.implied_by(narrow), "{wide:?} {narrow:?}");
         }
         for (one, other) in [
             (&header(equals("1")), &empty),
+            (&certified(true), &empty),
+            (&certified(true), &certified(false)),
             (&header(equals("1")), &header(equals("2"))),
             (&header(equals("1")), &header(Condition::Present)),
             (&header(regex("^1")), &header(equals("2"))),

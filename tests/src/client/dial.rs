@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::Error;
-use crate::certs::Authority;
+use crate::{Visitor, certs::Authority};
 
 pub const ALPN_H1: &[u8] = b"http/1.1";
 pub const ALPN_H2: &[u8] = b"h2";
@@ -31,6 +31,8 @@ pub struct Dial {
     pub from: IpAddr,
     /// SNI; no SNI is sent when this is an IP address.
     pub name: String,
+    /// How it does TLS, if not as everybody does.
+    pub client: Option<Arc<rustls::ClientConfig>>,
 }
 
 impl Dial {
@@ -41,7 +43,24 @@ impl Dial {
             https: SocketAddr::new(local, https),
             from: local,
             name: name.to_owned(),
+            client: None,
         }
+    }
+
+    /// The same by a client that shows who it is.
+    #[must_use]
+    pub fn by(mut self, visitor: &Visitor) -> Dial {
+        self.client = Some(Arc::new(visitor.tls.clone()));
+        self
+    }
+
+    /// TLS as this client does it, offering these protocols.
+    pub(crate) fn offering(&self, alpn: &[&[u8]]) -> rustls::ClientConfig {
+        let Some(mut config) = self.client.as_deref().cloned() else {
+            return Authority::shared().client(alpn);
+        };
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        config
     }
 
     /// The same from another of the machine's addresses, such as 127.0.0.2.
@@ -66,7 +85,7 @@ impl Dial {
 
     /// TLS to the https port, offering these protocols.
     pub async fn tls(&self, alpn: &[&[u8]]) -> Result<TlsStream<TcpStream>, Error> {
-        self.tls_with(Authority::shared().client(alpn)).await
+        self.tls_with(self.offering(alpn)).await
     }
 
     /// TLS with a client of the caller's own.

@@ -11,7 +11,7 @@ use h3::error::Code;
 use quinn::crypto::rustls::QuicClientConfig;
 
 use super::{Dial, Error, Request, broken, h2c::http_request};
-use crate::{certs::Authority, fields::Fields};
+use crate::fields::Fields;
 
 type Requests = h3::client::SendRequest<h3_quinn::OpenStreams, Bytes>;
 
@@ -34,7 +34,7 @@ impl Connection {
         // A gateway that is gone without a word is noticed within the harness's patience.
         transport.max_idle_timeout(Some(Duration::from_secs(15).try_into().expect("in range")));
         transport.stream_receive_window((1_u32 << 20).into()).receive_window((8_u32 << 20).into());
-        let tls = QuicClientConfig::try_from(Authority::shared().client(&[b"h3"])).expect("TLS 1.3");
+        let tls = QuicClientConfig::try_from(dial.offering(&[b"h3"])).expect("TLS 1.3");
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(Arc::new(transport));
         let quic = endpoint

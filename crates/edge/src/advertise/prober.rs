@@ -18,6 +18,7 @@ use super::judge::{Change, Judge, MANY, Seen};
 use super::{Advertising, Saying};
 use crate::Live;
 use crate::settings::AltSvc;
+use crate::terms::Terms;
 
 /// How long one question may take. It goes to this machine, or to the router before it and back.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -163,12 +164,17 @@ impl fmt::Display for Silence {
 /// Asks every advertised port on every address.
 async fn examine(live: &Live) -> Result<(), Silence> {
     let settings = &live.settings;
-    let certificate = live.certificates.any();
-    let pinned = certificate.and_then(|(name, certificate)| Some((name, certificate.end_entity()?)));
-    let Some((name, leaf)) = pinned else {
+    let mut pinned = live
+        .certificates
+        .names()
+        .filter_map(|(name, certificate)| Some((name, certificate.end_entity()?)))
+        .peekable();
+    if pinned.peek().is_none() {
         let failure = Failure::because(Kind::Tls, "there is no certificate to show");
         return Err(Silence { asked: None, failure });
-    };
+    }
+    // Where only clients with a certificate are answered we are not, and have to believe it.
+    let Some((name, leaf)) = pinned.find(|(name, _)| !requires(live, name)) else { return Ok(()) };
     let transport = Transport::pinned(&name, leaf.clone(), ANSWER)
         .map_err(|error| Silence { asked: None, failure: Failure::because(Kind::Tls, error) })?;
     for port in &settings.https {
@@ -189,6 +195,13 @@ async fn examine(live: &Live) -> Result<(), Silence> {
         }
     }
     Ok(())
+}
+
+/// Whether a client that asks for this name must have a certificate, on whichever address.
+fn requires(live: &Live, name: &str) -> bool {
+    let mut addresses = reachable(&live.settings.addresses);
+    addresses
+        .any(|ip| Terms::of(live, Some(name), &[], ip).rules.clients.is_some_and(|clients| clients.required))
 }
 
 /// Where this machine reaches what it listens on: of an address for all of them, the loopback one.

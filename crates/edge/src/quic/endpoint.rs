@@ -10,17 +10,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use foregate_routing::TlsVersion;
 use quinn::congestion::{BbrConfig, CubicConfig};
-use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
+use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
-    Connecting, Endpoint, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
+    Connecting, ConnectionError, Endpoint, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig,
+    TransportConfig, TransportErrorCode, VarInt,
 };
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::path::Paths;
+use super::tls::Choice;
 use super::{Handshake, Keys, Port, WorkerSocket};
 use crate::door::{BURST, Door, ROOM};
 use crate::h3;
@@ -28,6 +29,7 @@ use crate::limit::{Full, Permit};
 use crate::listener::Listener;
 use crate::peer::{Peer, TlsPeer, canonical};
 use crate::settings::{AddressValidation, Congestion, Settings};
+use crate::terms::Terms;
 use crate::worker::{Prepared, Worker};
 
 /// What one upload may have in flight before its VM reads, and what a connection may.
@@ -63,8 +65,12 @@ const INCOMING_BUFFER: u64 = 64 * 1024;
 const INCOMING_BUFFERS: u64 = 4 * 1024 * 1024;
 
 /// A configuration for connections accepted from now on.
-fn server_config(live: &Prepared, keys: &Keys) -> Result<ServerConfig, Box<dyn std::error::Error>> {
-    let mut config = keys.server_config(Arc::new(QuicServerConfig::try_from(live.tls.quic.clone())?));
+fn server_config(
+    live: &Prepared,
+    keys: &Keys,
+    tls: Arc<QuicServerConfig>,
+) -> Result<ServerConfig, quinn::VarIntBoundsExceeded> {
+    let mut config = keys.server_config(tls);
     config
         .transport_config(Arc::new(transport(&live.settings)?))
         .max_incoming(MAX_INCOMING)
@@ -143,7 +149,7 @@ impl Entrance {
         }
         let endpoint = Endpoint::new_with_abstract_socket(
             port.endpoint_config(number, keys),
-            Some(server_config(&worker.current(), keys)?),
+            Some(Configured::by(worker.current(), keys)?.server),
             sockets.clone(),
             Arc::new(quinn::TokioRuntime),
         )?;
@@ -303,8 +309,30 @@ struct Acceptor {
     keys: Keys,
     /// Held by each handshake under way.
     half_open: Rc<()>,
-    /// The newest configuration, and the snapshot it was made of.
-    configured: Option<(Rc<Prepared>, Arc<ServerConfig>)>,
+    configured: Option<Configured>,
+}
+
+/// The newest configuration, and the snapshot it was made of.
+struct Configured {
+    live: Rc<Prepared>,
+    /// With TLS for everybody.
+    server: ServerConfig,
+    tls: Arc<QuicServerConfig>,
+}
+
+impl Configured {
+    fn by(live: Rc<Prepared>, keys: &Keys) -> Result<Configured, Box<dyn std::error::Error>> {
+        let tls = Arc::new(super::tls::open(&live.tls)?);
+        Ok(Configured { server: server_config(&live, keys, tls.clone())?, tls, live })
+    }
+
+    /// For one connection, that came to this address: its TLS is chosen by the name it asks for.
+    fn choosing(&self, local: IpAddr) -> ServerConfig {
+        let (live, tls) = (self.live.live(), self.live.tls.clone());
+        let mut config = self.server.clone();
+        config.crypto = Arc::new(Choice { open: self.tls.clone(), live, tls, local });
+        config
+    }
 }
 
 impl Acceptor {
@@ -335,10 +363,10 @@ impl Acceptor {
             return incoming.refuse();
         };
         let live = self.worker.current();
-        let config = match &self.configured {
-            Some((of, config)) if Rc::ptr_eq(of, &live) => config.clone(),
-            _ => match server_config(&live, &self.keys) {
-                Ok(config) => self.configured.insert((live.clone(), Arc::new(config))).1.clone(),
+        let configured = match &self.configured {
+            Some(configured) if Rc::ptr_eq(&configured.live, &live) => configured,
+            _ => match Configured::by(live.clone(), &self.keys) {
+                Ok(configured) => &*self.configured.insert(configured),
                 Err(error) => {
                     tracing::error!(%error, "the QUIC configuration cannot be used");
                     return incoming.refuse();
@@ -368,11 +396,18 @@ impl Acceptor {
                 return incoming.refuse();
             }
         };
-        let config = logged(&self.worker, &live, &config, address, &incoming).unwrap_or(config);
-        match incoming.accept_with(config) {
+        let mut local = canonical(listener.address);
+        if let Some(ip) = incoming.local_ip() {
+            local.set_ip(ip.to_canonical());
+        }
+        let mut config = configured.choosing(local.ip());
+        if let Some(transport) = logged(&self.worker, &live, address, &incoming) {
+            config.transport_config(transport);
+        }
+        match incoming.accept_with(Arc::new(config)) {
             Ok(connecting) => {
                 let (worker, half_open) = (self.worker.clone(), self.half_open.clone());
-                let begun = Begun { address, listener, permit, connecting, half_open };
+                let begun = Begun { live, address, local, listener, permit, connecting, half_open };
                 tokio::task::spawn_local(handshake(worker, begun));
             }
             Err(error) => tracing::debug!(peer = %address, %error, "QUIC handshake failed"),
@@ -380,25 +415,25 @@ impl Acceptor {
     }
 }
 
-/// The configuration for a connection that is to be written down.
+/// The transport of a connection that is to be written down.
 fn logged(
     worker: &Worker,
     live: &Prepared,
-    config: &ServerConfig,
     address: SocketAddr,
     incoming: &Incoming,
-) -> Option<Arc<ServerConfig>> {
+) -> Option<Arc<TransportConfig>> {
     let qlog = worker.diagnostics.qlog.as_ref()?.of(address, &incoming.orig_dst_cid())?;
     let mut transport = transport(&live.settings).ok()?;
     transport.qlog_stream(Some(qlog));
-    let mut config = config.clone();
-    config.transport_config(Arc::new(transport));
-    Some(Arc::new(config))
+    Some(Arc::new(transport))
 }
 
 /// A handshake whose first answer is on its way.
 struct Begun {
+    /// What it is held to.
+    live: Rc<Prepared>,
     address: SocketAddr,
+    local: SocketAddr,
     listener: Rc<Listener>,
     permit: Permit,
     connecting: Connecting,
@@ -406,27 +441,30 @@ struct Begun {
 }
 
 async fn handshake(worker: Rc<Worker>, begun: Begun) {
-    let Begun { address, listener, permit, connecting, half_open } = begun;
+    let Begun { live, address, local, listener, permit, mut connecting, half_open } = begun;
     let _open = listener.connected();
-    let live = worker.current();
     let limit = live.settings.timeouts.handshake.unwrap_or(Duration::MAX);
-    let failed = |error: &dyn std::fmt::Display| {
-        tracing::debug!(peer = %address, %error, "QUIC handshake failed");
+    let failed = |error: &ConnectionError| {
+        if is_of_the_client(error) && worker.may_log() {
+            tracing::info!(peer = %address, %error, "refused: the client has no certificate that is good here");
+        } else {
+            tracing::debug!(peer = %address, %error, "QUIC handshake failed");
+        }
     };
     let late = || tracing::debug!(peer = %address, "QUIC handshake took longer than timeouts.handshake");
     let handshake = Rc::new(Handshake::default());
-    let connection = if live.tls.early_data {
-        let mut connecting = connecting;
-        // Once the client's first message is read, requests may follow; for each it is decided whether it waits.
-        let (connection, finished) = match timeout(limit, connecting.handshake_data()).await {
-            Ok(Ok(_)) => match connecting.into_0rtt() {
-                Ok(early) => early,
-                // A server's always can.
-                Err(_) => return,
-            },
+    let mut early = false;
+    if live.early_data {
+        match timeout(limit, connecting.handshake_data()).await {
+            Ok(Ok(data)) => early = data.downcast::<Terms>().is_ok_and(|terms| terms.early_data),
             Ok(Err(error)) => return failed(&error),
             Err(_) => return late(),
-        };
+        }
+    }
+    let connection = if early {
+        // Now that the client's first message is read, requests may follow; for each it is decided whether it waits.
+        // A server's always can.
+        let Ok((connection, finished)) = connecting.into_0rtt() else { return };
         let (watched, handshake) = (connection.clone(), handshake.clone());
         tokio::task::spawn_local(async move {
             match timeout(limit, finished).await {
@@ -451,26 +489,23 @@ async fn handshake(worker: Rc<Worker>, begun: Begun) {
         drop(half_open);
         connection
     };
-    let sni = connection
-        .handshake_data()
-        .and_then(|data| data.downcast::<HandshakeData>().ok())
-        .and_then(|data| data.server_name)
-        .map(|name| name.to_ascii_lowercase().into_boxed_str());
-    // quinn does not tell which signatures the client knows; who speaks QUIC knows the preferred ones.
-    let Some(certificate) = live.certificates.present(sni.as_deref(), &[]).cloned() else {
+    drop(live);
+    let terms = connection.handshake_data().and_then(|data| data.downcast::<Terms>().ok());
+    let chain = connection.peer_identity().and_then(|chain| chain.downcast().ok()).map(|chain| *chain);
+    let Some(tls) = terms.and_then(|terms| TlsPeer::new(*terms, chain)) else {
         connection.close(VarInt::from_u32(0), b"");
         return;
     };
-    let mut local = canonical(listener.address);
-    if let Some(ip) = connection.local_ip() {
-        local.set_ip(ip.to_canonical());
-    }
-    // QUIC has no older version; the floor says which other sites this connection may ask for.
-    let site = sni.as_deref().and_then(|sni| live.routing.host(sni, local.ip()));
-    let floor = site.map_or(TlsVersion::V1_3, |found| found.site.tls_min_version);
-    let tls = Some(TlsPeer { sni, certificate, floor });
-    let peer = Rc::new(Peer::new(address, local, tls, listener, Rc::new(permit)));
+    let peer = Rc::new(Peer::new(address, local, Some(tls), listener, Rc::new(permit)));
     h3::serve(worker, peer, connection, handshake).await;
+}
+
+/// Whether a handshake has failed because of the client's certificate, which somebody will ask about.
+fn is_of_the_client(error: &ConnectionError) -> bool {
+    // RFC 8446, section 6: what is wrong with a certificate, that it is of nobody we know, and that there is none.
+    let alerts = [42, 43, 44, 45, 46, 48, 116];
+    matches!(error, ConnectionError::TransportError(error)
+        if alerts.iter().any(|alert| error.code == TransportErrorCode::crypto(*alert)))
 }
 
 #[cfg(test)]

@@ -10,12 +10,13 @@ use foregate_certs::acme::Plan;
 use foregate_edge::Live;
 use foregate_routing::{
     ActionSpec, HostPattern, PathPattern, PoolId, PoolSpec, Rewrite, RouteSpec, Secret, SiteSpec,
-    SnapshotBuilder, When,
+    SnapshotBuilder, TlsRules, When,
 };
 use foregate_upstream::Transport;
 
 use super::actions::{Action, ActionKind, PoolRef};
 use super::certificates::{self, Certificates};
+use super::clients::Clients;
 use super::diagnostic::{Problem, Problems};
 use super::document::Document;
 use super::inherit::Layer;
@@ -69,6 +70,7 @@ pub(super) fn compile(
         assembly.add_named(pool);
     }
     let mut layers: Vec<(&SiteDraft, SiteLayer)> = Vec::new();
+    let mut clients = Clients::new(previous, kept.is_some(), problems);
     let served = !server.settings.https.is_empty();
     for site in &sites {
         let layer = site.layer.clone().over(&site_defaults);
@@ -89,6 +91,13 @@ pub(super) fn compile(
                     "their lists ask for `include_subdomains = true` and `max_age = \"365d\"` or more",
                 ));
         }
+        let rules = TlsRules {
+            min_version: layer.tls.min_version.unwrap_or(tls.min_version),
+            clients: clients.of(site, &layer, served),
+        };
+        if !layer.tls.asks_clients() {
+            refuse_vain_client_cert(site, problems);
+        }
         let spec = SiteSpec {
             name: site.name.value.as_str().into(),
             hosts: site.hosts.iter().map(|host| host.value.clone()).collect(),
@@ -97,7 +106,7 @@ pub(super) fn compile(
             early_data: layer.early_data.unwrap_or(false),
             redirect_to_https: redirect,
             hsts: hsts.and_then(|hsts| hsts.compile()),
-            tls_min_version: layer.tls.min_version.unwrap_or(tls.min_version),
+            tls: rules,
             response_headers: layer.policy.clone().compile(server.request_body).response_headers,
             routes: assembly.routes(site, &layer, server.request_body),
         };
@@ -117,6 +126,8 @@ pub(super) fn compile(
     let Certificates { store, made: self_signed, mut pairs, plan } =
         certificates::compile(&tls, &layers, &server, kept.unwrap_or_default(), problems);
     pairs.append(&mut assembly.watched);
+    let (clients, mut watched) = clients.all();
+    pairs.append(&mut watched);
     let sticky = match secret {
         Ok(secret) => assembly.sticks.then_some(secret),
         Err(message) => {
@@ -134,6 +145,7 @@ pub(super) fn compile(
         routing: assembly.builder.build(),
         transports: transports?,
         certificates: Arc::new(store),
+        clients,
         settings: Arc::new(server.settings),
     };
     Some(Compiled { live, self_signed, pairs, plan, sticky, blueprint: assembly.blueprint })
@@ -348,8 +360,7 @@ impl Assembly<'_> {
         }
         for (route, next) in RouteSpec::same_pool_fall_through(specs) {
             let (Some(place), Some(next)) = (places.get(route), places.get(next)) else { continue };
-            let problem =
-                Problem::warning(*place, "clients of other addresses reach the same pool all the same");
+            let problem = Problem::warning(*place, "other clients reach the same pool all the same");
             self.problems.push(
                 problem.other(*next, "by this route").help("`when` chooses among routes; it does not deny"),
             );
@@ -361,6 +372,17 @@ impl Assembly<'_> {
             let problem = Problem::warning(pool.place, format!("no site uses the pool `{name}`"));
             self.problems.push(problem);
         }
+    }
+}
+
+/// A condition that no client can fulfil.
+fn refuse_vain_client_cert(site: &SiteDraft, problems: &Problems) {
+    for route in site.routes.iter().filter(|route| route.when.client_cert == Some(true)) {
+        let problem = Problem::error(route.place, "this route can never match");
+        let problem = problem.other(site.name.place, "this site asks no client for a certificate");
+        problems.push(problem.help(
+            "give the site `tls = { client_ca = \"clients.pem\", client_auth = \"optional\" }`, or remove `client_cert`",
+        ));
     }
 }
 

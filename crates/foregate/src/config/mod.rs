@@ -20,6 +20,7 @@ mod actions;
 mod admin;
 mod agent;
 mod certificates;
+mod clients;
 mod compile;
 mod decode;
 mod diagnostic;

@@ -197,11 +197,6 @@ pub(super) fn template(value: &Value<'_>, text: &Placed<String>) -> Option<Templ
             (value.place_of(&format!("{{{name}}}")), format!("did you mean `{{{word}}}`?"))
         }
         TemplateError::Unknown { name, .. } => (value.place_of(&format!("{{{name}}}")), BRACES.to_owned()),
-        TemplateError::NotSupported { name } => {
-            let place = value.place_of(&format!("{{{name}}}"));
-            value.problem(Problem::not_yet(place, &format!("{{{name}}}")));
-            return None;
-        }
         _ => (text.place, BRACES.to_owned()),
     };
     value.problem(Problem::error(place, error.to_string()).help(help));

@@ -61,6 +61,28 @@ pub(super) struct SiteTlsLayer {
     pub(super) min_version: Option<TlsVersion>,
     pub(super) cert: Option<Placed<PathBuf>>,
     pub(super) key: Option<Placed<PathBuf>>,
+    pub(super) client_ca: Option<Placed<PathBuf>>,
+    pub(super) client_crl: Option<Placed<PathBuf>>,
+    pub(super) client_auth: Option<Placed<ClientAuthWord>>,
+}
+
+impl SiteTlsLayer {
+    /// Whether clients are asked for a certificate: where an authority is named they must have one, unless it is said
+    /// otherwise.
+    pub(super) fn asks_clients(&self) -> bool {
+        match &self.client_auth {
+            Some(word) => word.value != ClientAuthWord::Off,
+            None => self.client_ca.is_some(),
+        }
+    }
+}
+
+/// Whether clients are asked who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClientAuthWord {
+    Off,
+    Optional,
+    Require,
 }
 
 impl SiteLayer {
@@ -155,11 +177,20 @@ fn read_tls(table: Table<'_>) -> SiteTlsLayer {
         min_version: table.read("min_version", tls::min_version),
         cert: table.read("cert", Value::path),
         key: table.read("key", Value::path),
+        client_ca: table.read("client_ca", Value::path),
+        client_crl: table.read("client_crl", Value::path),
+        client_auth: table.read("client_auth", |value| Some(Placed::new(client_auth(value)?, value.place()))),
     };
-    table.never_yet(&["client_ca", "client_crl"]);
-    table.later("client_auth", |value| value.is_word("off"));
     table.finish();
     layer
+}
+
+fn client_auth(value: &Value<'_>) -> Option<ClientAuthWord> {
+    value.one_of(&[
+        ("off", ClientAuthWord::Off),
+        ("optional", ClientAuthWord::Optional),
+        ("require", ClientAuthWord::Require),
+    ])
 }
 
 impl Layer for SiteLayer {
@@ -174,6 +205,9 @@ impl Layer for SiteLayer {
                 min_version: self.tls.min_version.or(below.tls.min_version),
                 cert: self.tls.cert.or_else(|| below.tls.cert.clone()),
                 key: self.tls.key.or_else(|| below.tls.key.clone()),
+                client_ca: self.tls.client_ca.or_else(|| below.tls.client_ca.clone()),
+                client_crl: self.tls.client_crl.or_else(|| below.tls.client_crl.clone()),
+                client_auth: self.tls.client_auth.or_else(|| below.tls.client_auth.clone()),
             },
             policy: self.policy.over(&below.policy),
         }

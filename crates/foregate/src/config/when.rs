@@ -19,8 +19,8 @@ pub(super) fn read(table: Table<'_>) -> When {
                 value.at_least_one(|one| Some(one.parse("an address or network", value::network)?.value))
             })
             .unwrap_or_default(),
+        client_cert: table.read("client_cert", Value::bool),
     };
-    table.never_yet(&["client_cert"]);
     table.finish();
     when
 }

@@ -51,7 +51,14 @@ fn shares(pool: &Pool, picks: u64, tried: &[usize]) -> Vec<f64> {
 
 fn view<'a>(headers: &'a HeaderMap, ip: &str) -> RequestView<'a> {
     let client_ip: IpAddr = ip.parse().unwrap();
-    RequestView { method: &Method::GET, path: "/p", query: Some("u=a%20b"), headers, client_ip }
+    RequestView {
+        method: &Method::GET,
+        path: "/p",
+        query: Some("u=a%20b"),
+        headers,
+        client_ip,
+        client_cert: false,
+    }
 }
 
 pub(super) fn cookies(value: &str) -> HeaderMap {

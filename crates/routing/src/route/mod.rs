@@ -31,6 +31,8 @@ pub struct RequestView<'a> {
     pub headers: &'a HeaderMap,
     /// After PROXY and trusted proxies were heard. May be v4-mapped.
     pub client_ip: IpAddr,
+    /// It has shown a certificate that is good by the rules of the site.
+    pub client_cert: bool,
 }
 
 /// What a route is made of.
@@ -301,6 +303,7 @@ mod tests {
             query,
             scheme: "https",
             request_id: "r1",
+            client_cert: None,
             captures,
         }
     }

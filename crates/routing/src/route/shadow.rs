@@ -38,15 +38,17 @@ impl RouteSpec {
         shadowed
     }
 
-    /// The routes with `client_ips` that change nothing, each with the route a client from elsewhere falls
-    /// through to: it goes to the same pool. Probably somebody took the condition for access control.
+    /// The routes for certain clients, by `client_ips` or `client_cert`, that change nothing, each with the route another
+    /// client falls through to: it goes to the same pool. Probably somebody took the condition for access control.
     pub fn same_pool_fall_through(routes: &[RouteSpec]) -> Vec<(usize, usize)> {
         let patterns = Patterns::of(routes);
-        let limited = routes.iter().enumerate().filter(|(_, route)| !route.when.client_ips.is_empty());
+        let chooses = |when: &When| !when.client_ips.is_empty() || when.client_cert == Some(true);
+        let limited = routes.iter().enumerate().filter(|(_, route)| chooses(&route.when));
         limited
             .filter_map(|(index, route)| {
                 let ActionSpec::Pool(pool) = &route.action else { return None };
-                let from_elsewhere = When { client_ips: Vec::new(), ..route.when.clone() };
+                let client_cert = route.when.client_cert.map(|_| false);
+                let from_elsewhere = When { client_ips: Vec::new(), client_cert, ..route.when.clone() };
                 let next = route.paths.iter().find_map(|pattern| {
                     let after = after(&patterns, pattern, index);
                     let next = first_implied(routes, &after, &from_elsewhere)?;

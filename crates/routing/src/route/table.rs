@@ -256,7 +256,14 @@ mod tests {
     }
 
     fn view<'a>(method: &'a Method, path: &'a str, headers: &'a HeaderMap) -> RequestView<'a> {
-        RequestView { method, path, query: None, headers, client_ip: [10, 0, 0, 1].into() }
+        RequestView {
+            method,
+            path,
+            query: None,
+            headers,
+            client_ip: [10, 0, 0, 1].into(),
+            client_cert: false,
+        }
     }
 
     fn found<'t>(table: &'t RouteTable, path: &str) -> &'t str {

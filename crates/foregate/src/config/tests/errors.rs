@@ -210,8 +210,8 @@ hosts = "shop.example.com"
 passthrough = "10.0.0.9:443"
 pool = "shop"
 filters = ["office"]
-tls = { client_ca = "clients.pem" }
-routes = [{ paths = "/a/", when = { client_cert = true }, mirror = { pool = "shop" } }]
+
+routes = [{ paths = "/a/", mirror = { pool = "shop" } }]
 [pools.shop]
 backends = ["10.0.0.1:443", { address = "10.0.0.2:80", bandwidth = "1Mbit/s" }]
 send_proxy = "v2"
@@ -230,9 +230,7 @@ discover = { file = "files.json" }
             "13:2 `forwards` is not supported yet",
             "17:1 `sites.shop.passthrough` is not supported yet",
             "19:1 `sites.shop.filters` is not supported yet",
-            "20:9 `sites.shop.tls.client_ca` is not supported yet",
-            "21:37 `sites.shop.routes[0].when.client_cert` is not supported yet",
-            "21:59 `sites.shop.routes[0].mirror` is not supported yet",
+            "21:28 `sites.shop.routes[0].mirror` is not supported yet",
             "23:56 `pools.shop.backends[1].bandwidth` is not supported yet",
             "24:1 `pools.shop.send_proxy` is not supported yet",
             "25:14 `pools.shop.discover.file` is not supported yet",
@@ -610,7 +608,7 @@ backends = { address = "10.0.0.1:80", weight = 0 }
             "{SITE}routes = [{{ paths = \"/admin/\", when = {{ client_ips = \"10.0.0.0/8\" }}, pool = \"10.0.0.1:80\" }}]"
         )),
         [
-            "3:11 clients of other addresses reach the same pool all the same | `when` chooses among routes; it does not deny"
+            "3:11 other clients reach the same pool all the same | `when` chooses among routes; it does not deny"
         ]
     );
 }

@@ -156,6 +156,7 @@ backends = [{ address = "10.0.0.9:80", name = "spare", tier = 1 }]
         query: None,
         headers: &headers,
         client_ip: Ipv4Addr::LOCALHOST.into(),
+        client_cert: false,
     };
     let site = second.routing.host("a.example.com", Ipv4Addr::LOCALHOST.into()).unwrap().site;
     let matched = site.route(&view).unwrap();

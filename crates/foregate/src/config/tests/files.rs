@@ -274,6 +274,7 @@ fn shipped_examples_load() {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name: &String| name.ends_with(".toml"))
         .collect();
     names.sort();
     assert_eq!(
@@ -282,6 +283,7 @@ fn shipped_examples_load() {
             "api-sandbox.toml",
             "gitlab-jenkins-docs.toml",
             "homelab.toml",
+            "partners.toml",
             "shop-canary.toml",
             "small-firm.toml"
         ]
@@ -303,4 +305,85 @@ fn the_shipped_file_says_what_the_defaults_are() {
     let bare = served("[sites.\"app.example.com\"]\npool = \"192.168.1.10:80\"\n");
     let own = |loaded: &Loaded| format!("{:?}", policy(loaded, "app.example.com", "/"));
     assert_eq!(own(&written), own(&bare));
+}
+
+#[test]
+fn whom_sites_ask_for_certificates() {
+    let folder = Folder::new("clients");
+    let made = rcgen::generate_simple_self_signed(["clients.test".to_owned()]).unwrap();
+    let ca = folder.write("clients.pem", &made.cert.pem());
+    let head = format!("server.state_dir = \"{}\"\ntls.self_signed = true\n", folder.0.display());
+    let loaded = folder.load(&format!(
+        r#"{head}[defaults.sites]
+tls = {{ client_ca = "clients.pem" }}
+[sites."must.test"]
+pool = "10.0.0.1:80"
+[sites."may.test"]
+pool = "10.0.0.1:80"
+tls = {{ client_auth = "optional", min_version = "1.2" }}
+routes = [{{ paths = "/a/", when = {{ client_cert = true }}, pool = "10.0.0.2:80" }}]
+[sites."too.test"]
+pool = "10.0.0.1:80"
+early_data = true
+[sites."open.test"]
+pool = "10.0.0.1:80"
+tls = {{ client_auth = "off" }}
+"#
+    ));
+    let rules = |host| site(&loaded, host).tls.clients;
+    assert_eq!(
+        rules("must.test").map(|clients| clients.required),
+        Some(true),
+        "an authority that is named is meant"
+    );
+    assert_eq!(rules("may.test").map(|clients| clients.required), Some(false));
+    assert_eq!(rules("too.test"), rules("must.test"), "one connection may do for both");
+    assert_eq!(rules("open.test"), None);
+    assert!(!site(&loaded, "too.test").early_data);
+    assert_eq!(loaded.live.clients.len(), 2);
+    assert!(loaded.pairs.iter().any(|pair| pair.is_of(&ca, &ca)), "it is followed");
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+    assert!(loaded.warnings[0].contains("`too.test` takes no requests in 0-RTT"), "{:?}", loaded.warnings);
+
+    // What is broken later is not taken.
+    let ours = rules("must.test");
+    folder.write("clients.pem", "no more");
+    let again =
+        load_again(&loaded.files, &loaded.live, &loaded.pairs).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(site(&again, "must.test").tls.clients, ours);
+    assert!(again.warnings.iter().any(|text| text.contains("judged by what was there before")));
+    assert!(folder.report(&folder.0.join("foregate.toml")).contains("clients.pem holds no certificate"));
+}
+
+#[test]
+fn what_is_wrong_with_asking_for_certificates_is_told() {
+    let folder = Folder::new("asking");
+    let made = rcgen::generate_simple_self_signed(["clients.test".to_owned()]).unwrap();
+    folder.write("clients.pem", &made.cert.pem());
+    for (tls, route, says) in [
+        ("client_auth = \"require\"", "", "clients are asked for a certificate, and none would be good"),
+        ("client_crl = \"list.crl\"", "", "`client_crl` says nothing without `client_ca`"),
+        ("client_ca = \"none.pem\"", "", "none.pem cannot be read: No such file"),
+        (
+            "client_ca = \"clients.pem\", client_crl = \"clients.pem\"",
+            "",
+            "clients.pem holds no revocation list",
+        ),
+        (
+            "client_ca = \"clients.pem\", client_auth = \"on\"",
+            "",
+            "must be \"off\", \"optional\" or \"require\"",
+        ),
+        ("client_ca = \"none.pem\"", "client_cert = true", "1 error in"),
+        ("client_auth = \"off\"", "client_cert = true", "this route can never match"),
+        ("client_auth = \"off\"", "client_cert = 1", "must be true or false"),
+    ] {
+        let text = format!(
+            "server.state_dir = \"{}\"\ntls.self_signed = true\n{SITE}tls = {{ {tls} }}\n\
+             routes = [{{ paths = \"/a/\", when = {{ {route} }}, pool = \"10.0.0.2:80\" }}]\n",
+            folder.0.display()
+        );
+        let told = folder.refused(&text);
+        assert!(told.contains(says), "{tls}: {told}");
+    }
 }

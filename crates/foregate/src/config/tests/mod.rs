@@ -64,7 +64,14 @@ fn site<'l>(loaded: &'l Loaded, host: &str) -> &'l Site {
 fn route<'l>(loaded: &'l Loaded, host: &str, path: &str) -> &'l Route {
     let headers = HeaderMap::new();
     let client_ip = IpAddr::from([192, 0, 2, 1]);
-    let view = RequestView { method: &Method::GET, path, query: None, headers: &headers, client_ip };
+    let view = RequestView {
+        method: &Method::GET,
+        path,
+        query: None,
+        headers: &headers,
+        client_ip,
+        client_cert: false,
+    };
     site(loaded, host).route(&view).unwrap().route
 }
 

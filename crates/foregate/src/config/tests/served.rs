@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use foregate_edge::settings::AltSvc;
 use foregate_routing::{
-    Cause, HeaderEdit, Outlier, Probe, QueueSpec, Respond, Retry, Rewrite, TlsVersion, UpstreamHost,
+    Cause, HeaderEdit, Outlier, Probe, QueueSpec, Respond, Retry, Rewrite, TlsRules, TlsVersion, UpstreamHost,
 };
 use http::StatusCode;
 
@@ -22,7 +22,7 @@ fn the_smallest_useful_file() {
     assert_eq!(members[0].endpoint.address.to_string(), "192.168.1.10:80");
     let site = site(&loaded, "app.example.com");
     assert!(site.http3 && site.redirect_to_https && site.hsts.is_none());
-    assert_eq!(site.tls_min_version, TlsVersion::V1_3);
+    assert_eq!(site.tls, TlsRules::open(TlsVersion::V1_3));
     assert_eq!(loaded.live.transports.len(), loaded.live.routing.pools().len());
     assert!(loaded.warnings.is_empty());
 }
@@ -95,7 +95,7 @@ redirect_to_https = true
     let (a, b) = (site(&loaded, "a.example.com"), site(&loaded, "b.example.com"));
     assert_eq!(a.hsts.as_ref().unwrap(), "max-age=31536000; includeSubDomains");
     assert_eq!(b.hsts, None);
-    assert_eq!((a.tls_min_version, b.tls_min_version), (TlsVersion::V1_2, TlsVersion::V1_3));
+    assert_eq!((a.tls.min_version, b.tls.min_version), (TlsVersion::V1_2, TlsVersion::V1_3));
     assert_eq!((a.redirect_to_https, b.redirect_to_https), (false, true));
 
     let own = policy(&loaded, "a.example.com", "/");
