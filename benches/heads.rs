@@ -60,14 +60,8 @@ fn for_vm(headers: &mut HeaderMap, peer: &HeaderValue, id: &HeaderValue) -> Head
     head::strip_hop_by_hop(headers);
     headers.remove(CONTENT_LENGTH);
     head::join_cookies(headers);
-    let origin = Origin {
-        peer,
-        trusted: false,
-        scheme: "https",
-        authority: &authority,
-        version: Version::HTTP_11,
-        client_cert: None,
-    };
+    let origin =
+        Origin { peer, trusted: false, scheme: "https", authority: &authority, version: Version::HTTP_11 };
     head::forwarded(headers, &origin);
     headers.insert(head::X_REQUEST_ID, id.clone());
     headers.remove(HOST);

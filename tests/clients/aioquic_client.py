@@ -174,9 +174,13 @@ async def main():
     parser.add_argument("--path", default="/")
     parser.add_argument("--file")
     parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--cert", help="a certificate to show, with --key")
+    parser.add_argument("--key")
     options = parser.parse_args()
     configuration = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, server_name=options.host)
     configuration.load_verify_locations(cafile=options.ca)
+    if options.cert:
+        configuration.load_cert_chain(options.cert, options.key)
     async with connect(
         "127.0.0.1", options.port, configuration=configuration, create_protocol=Client
     ) as client:

@@ -19,12 +19,15 @@ def main():
     parser.add_argument("--file")
     parser.add_argument("--impersonate")
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--cert", help="a certificate to show, with --key")
+    parser.add_argument("--key")
     options = parser.parse_args()
     body = pathlib.Path(options.file).read_bytes() if options.file else None
     resolve = [f"{options.host}:{options.port}:127.0.0.1"]
     told = []
     with requests.Session(
         verify=options.ca,
+        cert=(options.cert, options.key) if options.cert else None,
         http_version=CurlHttpVersion.V3ONLY,
         impersonate=options.impersonate,
         curl_options={CurlOpt.RESOLVE: resolve},

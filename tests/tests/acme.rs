@@ -10,7 +10,8 @@ use std::time::Duration;
 use foregate_tests::foreign::{finish, program};
 use foregate_tests::pebble::{EAB_KEY, Pebble};
 use foregate_tests::{
-    Authority, Gateway, Process, binary, eventually, eventually_async, gateway, shakes_hands_over_quic,
+    Authority, Fields, Gateway, Origin, Process, binary, eventually, eventually_async, gateway, origin,
+    shakes_hands_over_quic,
 };
 use serde_json::Value;
 
@@ -329,5 +330,88 @@ async fn it_is_renewed_in_time() {
     })
     .await;
     serves(&gw, &pebble, "shop.test", "shop").await;
+    gw.stop().await;
+}
+
+/// Whether there is to be a certificate for a name is known by somebody else.
+async fn knows(allowed: &'static [&'static str]) -> Origin {
+    origin()
+        .on("/allowed", move |call| {
+            Box::pin(async move {
+                let name = call.request.target.split_once("domain=").map(|(_, name)| name.to_owned());
+                let status = if name.is_some_and(|name| allowed.contains(&&*name)) { 200 } else { 403 };
+                call.reply(status, &Fields::new(), "").await;
+            })
+        })
+        .start()
+        .await
+}
+
+#[tokio::test]
+async fn a_certificate_is_made_when_it_is_asked_for_and_allowed() {
+    let who = knows(&["new.test", "late.test"]).await;
+    let gw = gateway()
+        .named(&["other.test"])
+        .file("ca.pem", Authority::shared().pem())
+        .toml("[sites.\"other.test\"]\nrespond = {}\n[sites.all]\nhosts = \"*\"\nrespond = { body = \"all\" }\n")
+        .tls("self_signed = false\ndefault_certificate = \"other.test\"")
+        .start()
+        .await;
+    let pebble = Pebble::start(&gw, &[]).await;
+    let on_demand = format!("on_demand = {{ ask = \"http://{}/allowed\" }}\n", who.address());
+    gw.edit(|text| {
+        let text = text.replace("default_certificate = \"other.test\"\n", "");
+        format!("{text}{}{on_demand}", pebble.toml())
+    });
+    gw.told(&["reload"]).await;
+
+    // The first visit waits for the order.
+    let root = pebble.root().await;
+    let port = gw.https_port();
+    let visit = |host: &str| {
+        let mut curl = program("curl", "curl");
+        curl.args(["-q", "--silent", "--show-error", "--noproxy", "*", "--max-time", "25"])
+            .arg("--cacert")
+            .arg(&root);
+        curl.args(["--resolve", &format!("{host}:{port}:127.0.0.1"), &format!("https://{host}:{port}/")]);
+        async move { finish(&mut curl).await }
+    };
+    let (first, second) = tokio::join!(visit("new.test"), visit("new.test"));
+    assert_eq!((&*first.out, &*second.out), ("all", "all"), "{first:?} {second:?}");
+    assert_eq!(gw.log().having(&["a certificate is ordered", "new.test"]).len(), 1);
+    serves(&gw, &pebble, "new.test", "all").await;
+    assert_eq!(who.requests().len(), 1, "nobody else is asked about");
+
+    // Who is not allowed is refused at once, and not asked about each time.
+    for _ in 0..3 {
+        assert!(!visit("bad.test").await.status.success());
+    }
+    assert!(!visit("other.a.bad.test").await.status.success());
+    let asked: Vec<String> = who.requests().iter().map(|request| request.target.clone()).collect();
+    assert_eq!(
+        asked,
+        ["new.test", "bad.test", "other.a.bad.test"].map(|name| format!("/allowed?domain={name}"))
+    );
+    assert_eq!(gw.log().having(&["no certificate on demand: it is not allowed", "bad.test"]).len(), 2);
+    assert!(folder(&gw).join("on-demand/new.test.pem").exists());
+    assert!(!folder(&gw).join("on-demand/bad.test.pem").exists());
+    let told = gw.told(&["certificates"]).await;
+    assert!(told.contains("new.test") && !told.contains("bad.test"), "{told}");
+
+    // QUIC does not wait, but its handshake has the certificate made all the same.
+    let trusted = fs::read_to_string(&root).unwrap();
+    assert!(shakes_hands_over_quic(&trusted, port, "late.test").await.is_err());
+    eventually_async("it is there for whoever comes again", || async {
+        shakes_hands_over_quic(&trusted, port, "late.test").await.ok()
+    })
+    .await;
+
+    // What is there stays, whoever may say what.
+    assert_eq!(who.requests().len(), 4);
+    drop(who);
+    assert!(!visit("unknown.test").await.status.success());
+    assert!(!gw.log().having(&["no certificate", "unknown.test", "cannot be asked"]).is_empty());
+    gw.told(&["upgrade"]).await;
+    assert_eq!(visit("new.test").await.out, "all");
     gw.stop().await;
 }

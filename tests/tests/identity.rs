@@ -6,7 +6,7 @@ use std::{fs, time::Duration};
 
 use foregate_tests::{
     Certified, Client, ClientAuthority, Error, Gateway, GatewayBuilder, Identity, Origin, Reply, Version,
-    Visitor, eventually_async, gateway, get,
+    Visitor, eventually, eventually_async, gateway, get,
     http3::{Connection, Head, Options, Outcome},
     origin,
 };
@@ -60,6 +60,10 @@ async fn who_has_a_good_certificate_is_let_in_and_nobody_else() {
     let server =
         ours.issue(&Certified { purpose: ExtendedKeyUsagePurpose::ServerAuth, ..Certified::client("alice") });
     for version in SECURE {
+        if version == Version::H3 {
+            // In one second no more than ten lines are written of strangers.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         for identity in [&good, &issued(&branch)] {
             let visitor = Visitor::new(Some(identity));
             let client = Client::connect(&gw.dial("shop.test").by(&visitor), version).await.unwrap();
@@ -90,8 +94,13 @@ async fn who_has_a_good_certificate_is_let_in_and_nobody_else() {
         assert!(refused.text().contains("which takes HTTPS"), "{}", refused.text());
     }
     assert!(vm.requests().is_empty());
-    let lines = gw.log().having(&["refused: the client has no certificate that is good here"]);
-    assert!(!lines.is_empty(), "{}", gw.log().text());
+    for why in
+        ["peer sent no certificates", "UnknownIssuer", "certificate expired", "Revoked", "extended key usage"]
+    {
+        let told = gw.log().having(&["refused: the client has no certificate that is good here", why]);
+        assert!(told.len() >= 2, "{why}: {}", gw.log().text());
+        assert!(told.iter().any(|line| line.contains("cryptographic handshake")), "over QUIC too: {told:?}");
+    }
     gw.stop().await;
 }
 
@@ -402,4 +411,105 @@ async fn http3_is_advertised_beside_and_by_sites_that_ask() {
         assert!(gw.log().having(&["refused"]).is_empty(), "{}", gw.log().text());
         gw.stop().await;
     }
+}
+
+/// A connection is held to its site, by whichever of its hosts it is asked for, and by an address too.
+#[tokio::test]
+async fn other_hosts_of_the_same_site_are_judged_as_it_is() {
+    let vm = origin().start().await;
+    let ours = ClientAuthority::new("ours");
+    let (good, bad) = (issued(&ours), issued(&ours));
+    let text = format!(
+        "[sites.all]\nhosts = [\"one.a.test\", \"*.a.test\", \"*\"]\npool = \"{}\"\n\
+         tls = {{ client_ca = \"clients.pem\", client_crl = \"clients.crl\" }}\n",
+        vm.address()
+    );
+    let gw = gateway()
+        .named(&["*.a.test", "127.0.0.1", "b.test"])
+        .tls("default_certificate = \"b.test\"")
+        .toml(&text);
+    let gw = gw.file("clients.pem", ours.pem()).file("clients.crl", &ours.list(&[])).start().await;
+    let mut open = Vec::new();
+    for version in SECURE {
+        for sni in ["one.a.test", "127.0.0.1"] {
+            let [good, bad] = [&good, &bad].map(|identity| Visitor::new(Some(identity)));
+            let at =
+                async |visitor: &Visitor| Client::connect(&gw.dial(sni).by(visitor), version).await.unwrap();
+            open.push((version, sni, at(&good).await, at(&bad).await));
+        }
+    }
+    // Another name than the one in the handshake, that the certificate is good for.
+    let status = async |client: &Client, host: &str| client.send(&get("/").host(host)).await.unwrap().status;
+    for (version, sni, good, bad) in &open {
+        assert_eq!(
+            (status(good, "two.a.test").await, status(bad, "two.a.test").await),
+            (200, 200),
+            "{version:?} {sni}"
+        );
+    }
+    fs::write(gw.folder().join("clients.crl"), ours.list(&[&bad])).unwrap();
+    eventually_async("the list holds", || async {
+        (status(&open[0].3, "two.a.test").await == 403).then_some(())
+    })
+    .await;
+    for (version, sni, good, bad) in &open[1..] {
+        assert_eq!(
+            (status(good, "two.a.test").await, status(bad, "two.a.test").await),
+            (200, 403),
+            "{version:?} {sni}"
+        );
+    }
+    gw.stop().await;
+}
+
+/// Who is known is known to routes and balancers, and who only says so is not. Who was known and is no more is not nobody.
+#[tokio::test]
+async fn routes_go_by_what_is_proven() {
+    let (vm, admin) = (origin().named("vm").start().await, origin().named("admin").start().await);
+    let ours = ClientAuthority::new("ours");
+    let (root, other) = (ours.issue(&Certified::client("root")), issued(&ours));
+    let more = format!(
+        "tls = {{ client_ca = \"clients.pem\", client_crl = \"clients.crl\", client_auth = \"optional\" }}\n\
+         routes = [{{ paths = \"/\", when = {{ headers = {{ x-client-cert-subject = \"~^CN=root,\" }} }}, pool = \"{}\" }}]",
+        admin.address()
+    );
+    let gw = begun(&site("shop.test", &vm, &more)).file("clients.pem", ours.pem());
+    let gw = gw.file("clients.crl", &ours.list(&[])).start().await;
+    let claims = get("/")
+        .field("x-client-cert-subject", "CN=root,O=Tests")
+        .field("X_Client_Cert_Subject", "CN=root,O=Tests");
+    let mut stay = Vec::new();
+    for version in SECURE {
+        for (identity, expected) in [(None, "vm"), (Some(&other), "vm"), (Some(&root), "admin")] {
+            let dial = gw.dial("shop.test").by(&Visitor::new(identity));
+            let client = Client::connect(&dial, version).await.unwrap();
+            assert_eq!(client.send(&claims).await.unwrap().vm(), expected, "{version:?}");
+            stay.push((version, identity.is_some(), client));
+        }
+    }
+    for version in [Version::H1, Version::H2c] {
+        assert_eq!(gw.request(version, claims.clone()).await.vm(), "vm", "{version:?}");
+    }
+    fs::write(gw.folder().join("clients.crl"), ours.list(&[&root, &other])).unwrap();
+    let refused = async || (stay[1].2.send(&get("/")).await.unwrap().status == 403).then_some(());
+    eventually_async("the list holds", refused).await;
+    for (version, known, client) in stay.iter().filter(|(version, ..)| *version != Version::H1Tls) {
+        let expected = if *known { 403 } else { 200 };
+        assert_eq!(client.send(&get("/")).await.unwrap().status, expected, "{version:?} {known}");
+    }
+    assert!(!gw.log().having(&["refused: a client's certificate is not good any more"]).is_empty());
+
+    // What cannot be read is told, and what was there before holds.
+    fs::write(gw.folder().join("clients.crl"), "no list").unwrap();
+    let told = || gw.log().having(&["clients.crl holds no revocation list"]).pop();
+    eventually("it is told", told).await;
+    for version in SECURE {
+        assert!(ask(&gw, version, &Visitor::new(Some(&root)), "shop.test").await.is_err(), "{version:?}");
+        assert_eq!(
+            ask(&gw, version, &Visitor::new(None), "shop.test").await.unwrap().status,
+            200,
+            "{version:?}"
+        );
+    }
+    gw.stop().await;
 }

@@ -6,8 +6,10 @@
 //! While an order is open, [`Challenges`] answers the authority's questions on the ports that everybody uses.
 
 mod account;
+mod ask;
 mod challenges;
 mod client;
+mod demand;
 mod hook;
 mod keeper;
 mod order;
@@ -19,6 +21,7 @@ use std::time::SystemTime;
 
 pub use self::account::Eab;
 pub use self::challenges::Challenges;
+pub use self::demand::Demand;
 pub use self::keeper::Keeper;
 
 /// Let's Encrypt, which is whom most people mean.
@@ -37,6 +40,8 @@ pub struct Settings {
     /// PEM of the roots that the authority's own server is trusted by; none: the system's.
     pub ca: Option<Vec<u8>>,
     pub eab: Option<Eab>,
+    /// Who says whether a name that no site has is to have a certificate; none: it is not.
+    pub ask: Option<String>,
     /// Where the account is kept.
     pub folder: PathBuf,
 }
@@ -67,6 +72,40 @@ pub struct Wanted {
     pub hosts: Vec<String>,
     /// Chain and key, once there are.
     pub file: PathBuf,
+    /// A visitor has asked for it: before it is ordered it is asked whether there is to be one.
+    pub on_demand: bool,
+}
+
+impl Wanted {
+    /// For a name that a visitor has asked for, by what its settings say.
+    fn on_demand(settings: &Settings, name: &str) -> Wanted {
+        Wanted {
+            site: on_demand_site(name),
+            hosts: vec![name.to_owned()],
+            file: on_demand_folder(&settings.folder).join(format!("{name}.pem")),
+            on_demand: true,
+        }
+    }
+
+    /// Where it is noted what has been ordered, beside the files that are shown.
+    fn note(&self) -> PathBuf {
+        match (self.hosts.first(), self.file.parent().and_then(Path::parent)) {
+            (Some(name), Some(folder)) if self.on_demand => folder.join(format!("on-demand-{name}.order")),
+            _ => self.file.with_extension("order"),
+        }
+    }
+}
+
+/// What such a certificate goes by, where others have the name of their site.
+#[must_use]
+pub fn on_demand_site(name: &str) -> String {
+    format!("{name} (on demand)")
+}
+
+/// Where those are kept: whatever is there is shown.
+#[must_use]
+pub fn on_demand_folder(folder: &Path) -> PathBuf {
+    folder.join("on-demand")
 }
 
 /// What is to be looked after.

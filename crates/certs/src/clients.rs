@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use aws_lc_rs::digest;
 use foregate_routing::ClientRules;
@@ -12,17 +13,34 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, server::VerifierBuilderError};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 
+use crate::facts::time;
 use crate::identity::Identity;
+
+/// Clients are told which authorities are known here, so that they can choose; of so many names in bytes they are told
+/// nothing, for then the message would not hold them.
+const MOST_HINTS: usize = 16 * 1024;
 
 /// The authorities that certify a site's clients, and the lists of whom they have disowned.
 pub struct ClientAuth {
     rules: ClientRules,
     verifier: Arc<dyn ClientCertVerifier>,
-    /// What will keep clients out that nobody may have meant to.
+    /// What nobody may have meant.
     warnings: Vec<String>,
+    lists: Vec<ListFacts>,
+}
+
+/// What a revocation list says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListFacts {
+    /// A distinguished name.
+    pub issuer: String,
+    pub since: SystemTime,
+    /// When there should be a newer one.
+    pub until: Option<SystemTime>,
 }
 
 impl ClientAuth {
@@ -34,13 +52,17 @@ impl ClientAuth {
     pub fn load(ca: &Path, crl: Option<&Path>, required: bool) -> Result<ClientAuth, ClientAuthError> {
         let read = |path: &Path| std::fs::read(path).map_err(|error| wrong(path, Problem::Read(error)));
         let authorities = authorities(&read(ca)?).map_err(|problem| wrong(ca, problem))?;
-        let lists = match crl {
+        let mut lists = match crl {
             Some(path) => (revoked(&read(path)?)).map_err(|problem| wrong(path, problem))?,
             None => Vec::new(),
         };
+        // Of several by one authority the first is taken, and that should be the newest.
+        lists.sort_by_key(|list| std::cmp::Reverse(facts_of(list).map(|facts| facts.since)));
         let rules = ClientRules { digest: digest(&authorities, &lists, required), required };
-        let warnings = crl.map(|path| vain(&authorities, &lists, path)).unwrap_or_default();
+        let warnings = vain(&authorities, &lists, crl);
+        let facts = lists.iter().filter_map(|list| facts_of(list)).collect();
         let mut roots = RootCertStore::empty();
+        let hints: usize = authorities.iter().map(|authority| authority.len()).sum();
         for authority in authorities {
             roots.add(authority).map_err(|error| wrong(ca, Problem::Authority(error)))?;
         }
@@ -49,12 +71,15 @@ impl ClientAuth {
         if !required {
             builder = builder.allow_unauthenticated();
         }
+        if hints > MOST_HINTS {
+            builder = builder.clear_root_hint_subjects();
+        }
         if crl.is_some() {
             // Whoever gives a list wants to know of each certificate that it has not been revoked.
             builder = builder.with_crls(lists).enforce_revocation_expiration();
         }
         let verifier = builder.build().map_err(|error| wrong(crl.unwrap_or(ca), Problem::Verifier(error)))?;
-        Ok(ClientAuth { rules, verifier, warnings })
+        Ok(ClientAuth { rules, verifier, warnings, lists: facts })
     }
 
     #[must_use]
@@ -66,6 +91,12 @@ impl ClientAuth {
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// The lists, for whoever sees to it that they are renewed.
+    #[must_use]
+    pub fn lists(&self) -> &[ListFacts] {
+        &self.lists
     }
 
     /// Who it is that has shown this chain, if the rules allow it now. Whether the client has its key was found out in the
@@ -126,35 +157,45 @@ fn digest(
     digest
 }
 
-/// What these lists cannot tell.
+fn facts_of(list: &[u8]) -> Option<ListFacts> {
+    let (_, list) = CertificateRevocationList::from_der(list).ok()?;
+    Some(ListFacts {
+        issuer: list.issuer().to_string(),
+        since: time(list.last_update().timestamp()),
+        until: list.next_update().map(|until| time(until.timestamp())),
+    })
+}
+
+/// Authorities that have expired, lists that are out of date, and authorities without one.
 fn vain(
     authorities: &[CertificateDer<'_>],
     lists: &[CertificateRevocationListDer<'_>],
-    path: &Path,
+    crl: Option<&Path>,
 ) -> Vec<String> {
-    let lists: Vec<_> =
+    let (mut warnings, now) = (Vec::new(), SystemTime::now());
+    let parsed: Vec<_> =
         lists.iter().filter_map(|list| Some(CertificateRevocationList::from_der(list).ok()?.1)).collect();
-    let mut warnings = Vec::new();
-    let now = UnixTime::now().as_secs().try_into().unwrap_or(i64::MAX);
-    for list in &lists {
-        let until = list.next_update().map(|time| time.timestamp());
-        if until.is_some_and(|until| until < now) {
+    for facts in lists.iter().filter_map(|list| facts_of(list)) {
+        if facts.until.is_some_and(|until| until < now) {
             warnings.push(format!(
-                "the revocation list of {} in {} is out of date: its clients are refused until there is a newer one",
-                list.issuer(),
-                path.display()
+                "the revocation list of {} is out of date: its clients are refused until there is a newer one",
+                facts.issuer
             ));
         }
     }
     for authority in authorities {
-        let Ok((_, authority)) = x509_parser::certificate::X509Certificate::from_der(authority) else {
-            continue;
-        };
-        if lists.iter().all(|list| list.issuer().as_raw() != authority.subject().as_raw()) {
+        let Ok((_, authority)) = X509Certificate::from_der(authority) else { continue };
+        let subject = authority.subject();
+        if time(authority.validity().not_after.timestamp()) < now {
+            warnings
+                .push(format!("the authority {subject} has expired: its clients are let in all the same"));
+        }
+        if let Some(path) =
+            crl.filter(|_| parsed.iter().all(|list| list.issuer().as_raw() != subject.as_raw()))
+        {
             warnings.push(format!(
-                "{} holds no revocation list of {}: the clients it has certified itself are refused",
-                path.display(),
-                authority.subject()
+                "{} holds no revocation list of {subject}: the clients it has certified itself are refused",
+                path.display()
             ));
         }
     }
@@ -255,7 +296,7 @@ mod tests {
             params.signed_by(&KeyPair::generate().unwrap(), &self.0).unwrap().der().clone()
         }
 
-        fn list(&self, serials: &[u64], next: i32) -> rcgen::CertificateRevocationList {
+        fn list(&self, serials: &[u64], (this, next): (i32, i32)) -> rcgen::CertificateRevocationList {
             let revoked = |serial: &u64| RevokedCertParams {
                 serial_number: SerialNumber::from(*serial),
                 revocation_time: date_time_ymd(2026, 1, 1),
@@ -263,7 +304,7 @@ mod tests {
                 invalidity_date: None,
             };
             let params = CertificateRevocationListParams {
-                this_update: date_time_ymd(2025, 1, 1),
+                this_update: date_time_ymd(this, 1, 1),
                 next_update: date_time_ymd(next, 1, 1),
                 crl_number: SerialNumber::from(1),
                 issuing_distribution_point: None,
@@ -307,7 +348,7 @@ mod tests {
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. }
         ));
 
-        let list = ours.list(&[2], 2100);
+        let list = ours.list(&[2], (2025, 2100));
         for crl in [file("crl.pem", list.pem().unwrap().as_bytes()), file("crl.der", list.der())] {
             let with = of(Some(&crl));
             assert!(with.identify(slice::from_ref(&good)).is_ok());
@@ -315,6 +356,11 @@ mod tests {
             assert_ne!(with.rules(), without.rules());
             assert!(with.warnings().is_empty(), "{:?}", with.warnings());
         }
+        // One after the other in a file: the newest counts.
+        let both = ours.list(&[], (2024, 2100)).pem().unwrap() + &list.pem().unwrap();
+        let both = of(Some(&file("both.pem", both.as_bytes())));
+        assert_eq!(refused(both.identify(slice::from_ref(&bad))), CertificateError::Revoked);
+        assert_eq!(both.lists().len(), 2);
         let optional = ClientAuth::load(&ca, None, false).unwrap();
         assert_ne!(
             optional.rules().digest,
@@ -323,13 +369,14 @@ mod tests {
         );
 
         // Nobody knows any more who has been revoked.
-        let old = of(Some(&file("old.pem", ours.list(&[2], 2026).pem().unwrap().as_bytes())));
+        let old = of(Some(&file("old.pem", ours.list(&[2], (2025, 2026)).pem().unwrap().as_bytes())));
         assert!(old.warnings().iter().any(|text| text.contains("out of date")), "{:?}", old.warnings());
         assert!(matches!(
             refused(old.identify(slice::from_ref(&good))),
             CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. }
         ));
-        let foreign = of(Some(&file("foreign.pem", theirs.list(&[], 2100).pem().unwrap().as_bytes())));
+        let foreign =
+            of(Some(&file("foreign.pem", theirs.list(&[], (2025, 2100)).pem().unwrap().as_bytes())));
         assert!(foreign.warnings().iter().any(|text| text.contains("no revocation list of")));
         assert_eq!(refused(foreign.identify(&[good])), CertificateError::UnknownRevocationStatus);
     }

@@ -4,18 +4,21 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use x509_parser::asn1_rs::{Any, ToDer as _};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
-/// Names beyond this are left out: VMs take heads of 8 KiB or little more.
-const MOST: usize = 4096;
+/// A subject that is longer, and names beyond this, are left out: VMs take heads of 8 KiB or little more.
+const MOST: usize = 3072;
+/// How Windows names the user of a card: a user principal name.
+const UPN: &str = "1.3.6.1.4.1.311.20.2.3";
 
 /// Visible ASCII and blanks only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// A distinguished name, the most specific part first (RFC 4514): `CN=alice,O=Example`.
+    /// A distinguished name, the most specific part first (RFC 4514): `CN=alice,O=Example`. Empty, if it is too long.
     pub subject: String,
     /// The alternative names, each with its kind: `DNS:a.test,URI:spiffe://a.test/b,IP:10.0.0.1,email:a@a.test`.
     pub san: String,
@@ -42,25 +45,21 @@ impl Identity {
     }
 }
 
+/// Nothing, if it is too long: a part of a name may be the whole of another.
 fn distinguished(name: &X509Name<'_>) -> String {
     let parts: Vec<_> = name.iter_rdn().collect();
     let mut out = String::new();
     for (index, part) in parts.iter().rev().enumerate() {
         for (place, attribute) in part.iter().enumerate() {
-            let begin = out.len();
             match (index, place) {
                 (0, 0) => {}
                 (_, 0) => out.push(','),
                 _ => out.push('+'),
             }
             write_attribute(&mut out, attribute);
-            if out.len() > MOST {
-                out.truncate(begin);
-                return out;
-            }
         }
     }
-    out
+    if out.len() > MOST { String::new() } else { out }
 }
 
 fn write_attribute(out: &mut String, attribute: &AttributeTypeAndValue<'_>) {
@@ -84,10 +83,10 @@ fn write_attribute(out: &mut String, attribute: &AttributeTypeAndValue<'_>) {
             out.extend([short, "="]);
             escape(out, text);
         }
-        // RFC 4514, section 2.4: what has no known text is its bytes.
+        // RFC 4514, section 2.4: what has no known text is its bytes, with what says of which type they are.
         _ => {
             out.extend([if short.is_empty() { oid.as_str() } else { short }, "=#"]);
-            for byte in attribute.as_slice() {
+            for byte in attribute.attr_value().to_der_vec().unwrap_or_default() {
                 _ = write!(out, "{byte:02x}");
             }
         }
@@ -125,6 +124,11 @@ fn alternative(certificate: &X509Certificate<'_>) -> String {
                     _ = write!(out, "{comma}IP:{address}");
                 }
             }
+            GeneralName::OtherName(kind, value) if kind.to_id_string() == UPN => {
+                if let Some(name) = principal(value) {
+                    encode(&mut out, &[comma, "UPN:"], name);
+                }
+            }
             _ => {}
         }
         if out.len() > MOST {
@@ -144,6 +148,13 @@ fn encode(out: &mut String, before: &[&str], name: &[u8]) {
             _ => _ = write!(out, "%{byte:02X}"),
         }
     }
+}
+
+/// The text within, which is tagged twice.
+fn principal(value: &[u8]) -> Option<&[u8]> {
+    let (_, tagged) = Any::from_der(value).ok()?;
+    let (_, text) = Any::from_der(tagged.data).ok()?;
+    Some(text.data)
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -180,6 +191,8 @@ mod tests {
                 SanType::DnsName(text("a.test")),
                 SanType::URI(text("spiffe://a.test/b,DNS:admin.test")),
                 SanType::Rfc822Name(text("a b@a.test")),
+                SanType::OtherName((vec![1, 3, 6, 1, 4, 1, 311, 20, 2, 3], "alice@a.test".into())),
+                SanType::OtherName((vec![1, 2, 3], "nobody knows".into())),
                 SanType::IpAddress([10, 0, 0, 1].into()),
                 SanType::IpAddress("2001:db8::1".parse().unwrap()),
             ],
@@ -192,11 +205,11 @@ mod tests {
         );
         assert_eq!(
             shown.san,
-            "DNS:a.test,URI:spiffe://a.test/b%2CDNS:admin.test,email:a%20b@a.test,IP:10.0.0.1,IP:2001:db8::1"
+            "DNS:a.test,URI:spiffe://a.test/b%2CDNS:admin.test,email:a%20b@a.test,UPN:alice@a.test,IP:10.0.0.1,IP:2001:db8::1"
         );
         assert_eq!(
             shown.subject,
-            "CN=\\ #Zo\\C3\\AB\\0D\\0AX: 1\\ ,1.2.3.4=#78,O=A\\, \\\"B\\\" \\+ C=\\\\\\<D\\>\\;,C=DE"
+            "CN=\\ #Zo\\C3\\AB\\0D\\0AX: 1\\ ,1.2.3.4=#0c0178,O=A\\, \\\"B\\\" \\+ C=\\\\\\<D\\>\\;,C=DE"
         );
         assert_eq!(shown.fingerprint.len(), 64);
         assert_eq!(identity(vec![], &[(DnType::CommonName, "#1")]).subject, "CN=\\#1");
@@ -210,7 +223,7 @@ mod tests {
             &[(DnType::OrganizationName, &"x".repeat(5000)), (DnType::CommonName, "a")],
         );
         assert!(shown.san.len() <= MOST && shown.san.len() > MOST - 20 && shown.san.ends_with(".a.test"));
-        assert_eq!(shown.subject, "CN=a");
+        assert_eq!(shown.subject, "", "half of it would be somebody else");
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod store;
 mod tickets;
 
 pub use certificate::{Certificate, CertificateError};
-pub use clients::{ClientAuth, ClientAuthError};
+pub use clients::{ClientAuth, ClientAuthError, ListFacts};
 pub use facts::Facts;
 pub use identity::Identity;
 pub use server::TlsServer;

@@ -13,7 +13,8 @@ use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use crate::limit::Permit;
@@ -22,7 +23,7 @@ use crate::peer::{Peer, TlsPeer, canonical};
 use crate::terms::Terms;
 use crate::unsent::Unsent;
 use crate::worker::Worker;
-use crate::{h1, h2};
+use crate::{demand, h1, h2};
 
 /// How a client of HTTP/2 with prior knowledge begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -93,47 +94,22 @@ async fn tls(
     permit: Permit,
 ) -> Option<Serving> {
     let unsent = Unsent::of(&stream);
-    let live = worker.current();
-    let limit = live.settings.timeouts.handshake;
+    let limit = worker.current().settings.timeouts.handshake;
     let handshake = async {
-        // No memory is spent on a client that has said nothing, and TLS does not begin with a letter.
-        let mut first = [0];
-        stream.peek(&mut first).await?;
-        if first[0].is_ascii_alphabetic() {
-            Box::pin(explain(stream)).await;
-            return Err(io::Error::other("plain HTTP on the HTTPS port"));
-        }
-        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        if let Some(config) = wanted_by_authority(&worker, &start) {
-            _ = start.into_stream(config).await?.shutdown().await;
-            return Err(io::Error::other("an authority has seen its certificate, and no more was wanted"));
-        }
-        let hello = start.client_hello();
-        let terms = Terms::of(&live, hello.server_name(), hello.signature_schemes(), local.ip());
-        let config = live.tls.tcp(&terms.rules).ok_or_else(|| io::Error::other("no TLS configuration"))?;
-        let stream = start.into_stream(Arc::clone(config)).await?;
-        let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
-        // The handshake has succeeded, so there was one to present.
-        let tls = TlsPeer::new(terms, chain).ok_or_else(|| io::Error::other("no certificate"))?;
-        Ok((stream, tls))
+        let begun = Instant::now();
+        let start = in_time(limit, hello(&worker, stream)).await?;
+        let left = limit.map(|limit| limit.saturating_sub(begun.elapsed()));
+        // Whoever waits for us is not slow.
+        demand::certificate(&worker, start.client_hello().server_name(), local.ip()).await;
+        in_time(left, answer(&worker, start, local)).await
     };
-    let (stream, tls) = match within(limit, handshake).await {
-        Some(Ok(done)) => done,
-        Some(Err(error)) => {
-            let cause = error.get_ref().and_then(|inner| inner.downcast_ref());
-            if cause.is_some_and(is_of_the_client) && worker.may_log() {
-                tracing::info!(peer = %address, %error, "refused: the client has no certificate that is good here");
-            } else {
-                tracing::debug!(peer = %address, %error, "TLS handshake failed");
-            }
-            return None;
-        }
-        None => {
-            tracing::debug!(peer = %address, "TLS handshake took longer than timeouts.handshake");
+    let (stream, tls) = match handshake.await {
+        Ok(done) => done,
+        Err(error) => {
+            worker.handshake_failed(address, "TLS", &error);
             return None;
         }
     };
-    drop(live);
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let peer = Rc::new(Peer::new(address, local, Some(tls), listener, Rc::new(permit)));
     Some(if http2 {
@@ -143,9 +119,44 @@ async fn tls(
     })
 }
 
-/// Whether a handshake has failed because of the client's certificate, which somebody will ask about.
-fn is_of_the_client(error: &rustls::Error) -> bool {
-    matches!(error, rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_))
+/// What the client says first, and who it is that is asked for.
+async fn hello(worker: &Worker, stream: TcpStream) -> io::Result<StartHandshake<TcpStream>> {
+    // No memory is spent on a client that has said nothing, and TLS does not begin with a letter.
+    let mut first = [0];
+    stream.peek(&mut first).await?;
+    if first[0].is_ascii_alphabetic() {
+        Box::pin(explain(stream)).await;
+        return Err(io::Error::other("plain HTTP on the HTTPS port"));
+    }
+    let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+    if let Some(config) = wanted_by_authority(worker, &start) {
+        _ = start.into_stream(config).await?.shutdown().await;
+        return Err(io::Error::other("an authority has seen its certificate, and no more was wanted"));
+    }
+    Ok(start)
+}
+
+/// The rest of the handshake, on the terms of the site that is asked for.
+async fn answer(
+    worker: &Worker,
+    start: StartHandshake<TcpStream>,
+    local: SocketAddr,
+) -> io::Result<(TlsStream<TcpStream>, Rc<TlsPeer>)> {
+    let live = worker.current();
+    let hello = start.client_hello();
+    let terms = Terms::of(&live, hello.server_name(), hello.signature_schemes(), local.ip());
+    let config = live.tls.tcp(&terms.rules).ok_or_else(|| io::Error::other("no TLS configuration"))?.clone();
+    drop(live);
+    let stream = start.into_stream(config).await?;
+    let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
+    // The handshake has succeeded, so there was one to present.
+    let tls = TlsPeer::new(terms, chain).ok_or_else(|| io::Error::other("no certificate"))?;
+    Ok((stream, tls))
+}
+
+async fn in_time<T>(limit: Option<Duration>, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "it took longer than timeouts.handshake");
+    within(limit, work).await.unwrap_or_else(|| Err(late()))
 }
 
 /// How the handshake goes on with an authority that wants to see that a name is ours (RFC 8737).

@@ -7,6 +7,7 @@
 mod accept;
 mod advertise;
 mod answer;
+mod demand;
 mod diagnostics;
 mod door;
 mod drain;
@@ -64,5 +65,7 @@ pub struct Live {
     pub certificates: Arc<CertificateStore>,
     /// Whatever sites hold their clients' certificates to.
     pub clients: Vec<Arc<ClientAuth>>,
+    /// For names that only the site for all hosts knows, certificates may be made when they are asked for.
+    pub on_demand: bool,
     pub settings: Arc<Settings>,
 }

@@ -1,14 +1,14 @@
 //! Who is at the other end of a connection, and what it was shown.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use foregate_certs::{Certificate, Identity};
 use foregate_exchange::clock;
-use foregate_exchange::head::ClientCert;
+use foregate_exchange::head::CertificateFields;
 use foregate_routing::{Site, TlsRules};
 use http::HeaderValue;
 use rustls_pki_types::CertificateDer;
@@ -16,7 +16,7 @@ use rustls_pki_types::CertificateDer;
 use crate::Live;
 use crate::limit::Permit;
 use crate::listener::Listener;
-use crate::terms::Terms;
+use crate::terms::{Terms, named_site};
 
 /// For how long it holds what was found out of a certificate: it may expire, and so may the list it does not stand in.
 const VERDICT: Duration = Duration::from_secs(60);
@@ -55,13 +55,23 @@ pub(crate) struct TlsPeer {
 struct Verdict {
     digest: [u8; 32],
     until: u64,
-    known: Option<Rc<Known>>,
+    standing: Standing,
+}
+
+/// What is known of a client.
+#[derive(Clone)]
+pub(crate) enum Standing {
+    /// It has shown nothing.
+    Nobody,
+    Known(Rc<Known>),
+    /// What it has shown is not good, or not any more.
+    Refused,
 }
 
 /// A client that is certified.
 pub(crate) struct Known {
     pub(crate) identity: Identity,
-    pub(crate) fields: ClientCert,
+    pub(crate) fields: CertificateFields,
 }
 
 impl TlsPeer {
@@ -77,43 +87,53 @@ impl TlsPeer {
         }))
     }
 
-    /// Who the client is by the present rules of this site, whatever was found out in the handshake: the session may be
-    /// older than that, and the connection older than the rules.
-    pub(crate) fn identify(&self, live: &Live, site: &Site) -> Option<Rc<Known>> {
-        if self.rules != site.tls {
+    /// The site that was asked for in the handshake, as it is now.
+    pub(crate) fn site<'l>(&self, live: &'l Live, local: IpAddr) -> Option<&'l Arc<Site>> {
+        named_site(live, self.sni.as_deref(), local)
+    }
+
+    /// Another connection would be held to other rules, if the site has changed its own.
+    pub(crate) fn heed(&self, own: Option<&Arc<Site>>) {
+        if own.is_some_and(|own| own.tls != self.rules) {
             self.outdated.set(true);
         }
-        let digest = site.tls.clients?.digest;
-        if self.chain.is_empty() {
-            return None;
-        }
-        let now = clock::now_nanos();
+    }
+
+    /// Who the client is by the present rules of this site, whatever was found out in the handshake: the session may be
+    /// older than that, and the connection older than the rules. True beside it: that was found out just now.
+    pub(crate) fn identify(&self, live: &Live, site: &Arc<Site>) -> (Standing, bool) {
+        self.heed(Some(site));
+        let Some(clients) = site.tls.clients.filter(|_| !self.chain.is_empty()) else {
+            return (Standing::Nobody, false);
+        };
+        let (digest, now) = (clients.digest, clock::now_nanos());
         if let Some(verdict) = &*self.verdict.borrow()
             && verdict.digest == digest
             && now < verdict.until
         {
-            return verdict.known.clone();
+            return (verdict.standing.clone(), false);
         }
-        let judge = live.clients.iter().find(|clients| clients.rules().digest == digest)?;
-        let known = match judge.identify(&self.chain) {
-            Ok(identity) => Some(Rc::new(Known { fields: fields(&identity), identity })),
-            Err(error) => {
-                tracing::debug!(site = %site.name, %error, "a client's certificate is not good any more");
-                None
+        let judge = live.clients.iter().find(|clients| clients.rules().digest == digest);
+        let standing = match judge.map(|judge| judge.identify(&self.chain)) {
+            Some(Ok(identity)) => Standing::Known(Rc::new(Known { fields: fields(&identity), identity })),
+            Some(Err(error)) => {
+                tracing::debug!(site = %site.name, %error, "a client's certificate is not good");
+                Standing::Refused
             }
+            None => Standing::Refused,
         };
         let until = now.saturating_add(VERDICT.as_nanos() as u64);
-        self.verdict.replace(Some(Verdict { digest, until, known: known.clone() }));
-        known
+        self.verdict.replace(Some(Verdict { digest, until, standing: standing.clone() }));
+        (standing, true)
     }
 }
 
 /// What a VM is told of a client.
-fn fields(identity: &Identity) -> ClientCert {
+fn fields(identity: &Identity) -> CertificateFields {
     // They are visible ASCII.
     let value = |text: &str| HeaderValue::from_str(text).ok().filter(|value| !value.is_empty());
     let Identity { subject, san, fingerprint } = identity;
-    ClientCert { subject: value(subject), san: value(san), fingerprint: value(fingerprint) }
+    CertificateFields { subject: value(subject), san: value(san), fingerprint: value(fingerprint) }
 }
 
 impl Peer {

@@ -8,6 +8,7 @@ mod forward;
 mod hedge;
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use foregate_exchange::{Body, head};
@@ -88,7 +89,7 @@ pub(crate) async fn serve(
     };
 
     // Which route.
-    let (version, headers) = (parts.version, std::mem::take(&mut parts.headers));
+    let (version, mut headers) = (parts.version, std::mem::take(&mut parts.headers));
     let Parts { method, uri, .. } = &*parts;
     let client = head::client_ip(&headers, peer.address.ip(), |ip| live.settings.trusts(ip));
     let scheme = scheme(peer, trusted, &headers);
@@ -111,11 +112,13 @@ pub(crate) async fn serve(
         let response = to_https(&live, &variables);
         return decorated(response, &live, peer, version, site, None, &variables);
     }
-    let known = match client::identify(&live, peer, site) {
+    let known = match client::identify(worker, &live, peer, site) {
         Ok(known) => known,
         Err(answer) => return decorated(refuse(answer), &live, peer, version, site, None, &variables),
     };
     variables.client_cert = known.as_ref().map(|known| known.variables());
+    // Routes and balancers may go by what is known, and by nothing that the client only says.
+    head::identify(&mut headers, known.as_ref().map(|known| &known.fields));
     let client_cert = known.is_some();
     let view =
         RequestView { method, path: &normal, query, headers: &headers, client_ip: client, client_cert };
@@ -138,7 +141,7 @@ pub(crate) async fn serve(
         worker,
         live: &live,
         peer,
-        known: known.as_deref(),
+        is_known: client_cert,
         interim,
         matched: &matched,
         method,
@@ -235,8 +238,10 @@ fn find_site<'s, 'h>(
             );
         }
         // The handshake was held to the rules of the site it was for; others may be stricter, and ask who the client is.
-        let rules = found.as_ref().map(|found| found.site.tls);
-        if rules.is_some_and(|rules| rules != tls.rules) {
+        let own = tls.site(live, local);
+        let is_own = |site: &Arc<Site>| own.is_some_and(|own| Arc::ptr_eq(own, site));
+        if found.as_ref().is_some_and(|found| !is_own(found.site) && found.site.tls != tls.rules) {
+            tls.heed(own);
             return misdirected(
                 "This host has other TLS rules than this connection; use another connection.",
             );

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use foregate_certs::Certificate;
-use foregate_routing::{TlsRules, TlsVersion};
+use foregate_routing::{Site, TlsRules, TlsVersion};
 use rustls::SignatureScheme;
 
 use crate::Live;
@@ -26,10 +26,7 @@ impl Terms {
     pub(crate) fn of(live: &Live, sni: Option<&str>, schemes: &[SignatureScheme], local: IpAddr) -> Terms {
         let sni = sni.map(|name| name.to_ascii_lowercase().into_boxed_str());
         let certificate = live.certificates.present(sni.as_deref(), schemes).cloned();
-        // Who names no host has gone to an address, and will ask for it.
-        let address = sni.is_none().then(|| local.to_canonical().to_string());
-        let host = sni.as_deref().or(address.as_deref()).unwrap_or_default();
-        let site = live.routing.host(host, local).map(|found| found.site);
+        let site = named_site(live, sni.as_deref(), local);
         Terms {
             certificate,
             rules: site.map_or(TlsRules::open(TlsVersion::V1_3), |site| site.tls),
@@ -37,4 +34,11 @@ impl Terms {
             sni,
         }
     }
+}
+
+/// The site a TLS client asks for. Who names no host has gone to an address, and will ask for that.
+pub(crate) fn named_site<'l>(live: &'l Live, sni: Option<&str>, local: IpAddr) -> Option<&'l Arc<Site>> {
+    let address = sni.is_none().then(|| local.to_canonical().to_string());
+    let host = sni.or(address.as_deref()).unwrap_or_default();
+    live.routing.host(host, local).map(|found| found.site)
 }

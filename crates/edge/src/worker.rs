@@ -1,6 +1,7 @@
 //! One data-plane thread's own: its snapshot, its connections to VMs, its counters, its dice.
 
 use std::cell::{Cell, RefCell};
+use std::fmt::Display;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -30,6 +31,9 @@ use crate::waits::Waits;
 
 /// What strangers can make a worker write to its log.
 const LINES_PER_SECOND: u32 = 10;
+/// How rustls says that a client's certificate is missing, or not good. Over QUIC its words are all there is.
+const OF_THE_CLIENT: [&str; 3] =
+    ["peer sent no certificates", "invalid peer certificate", "invalid certificate revocation list"];
 
 /// Belongs to its thread; everything that serves a request holds it by `Rc`.
 pub(crate) struct Worker {
@@ -181,6 +185,16 @@ impl Worker {
         let lines = if of == second { lines + 1 } else { 1 };
         self.said.set((second, lines));
         lines <= LINES_PER_SECOND
+    }
+
+    /// A handshake has come to nothing. Where that is for the client's certificate somebody will ask why.
+    pub(crate) fn handshake_failed(&self, peer: SocketAddr, kind: &str, error: &dyn Display) {
+        let error = error.to_string();
+        if OF_THE_CLIENT.iter().any(|words| error.contains(words)) && self.may_log() {
+            tracing::info!(%peer, %error, "refused: the client has no certificate that is good here");
+        } else {
+            tracing::debug!(%peer, %error, "{kind} handshake failed");
+        }
     }
 
     /// Nobody has had the time to let this client in.

@@ -127,12 +127,10 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
         X_FORWARDED_FOR,
         X_FORWARDED_HOST,
         X_FORWARDED_PROTO,
-        X_CLIENT_CERT_SUBJECT,
-        X_CLIENT_CERT_SAN,
-        X_CLIENT_CERT_FINGERPRINT,
     ] {
         trailers.remove(name);
     }
+    identify(trailers, None);
 }
 
 /// The client's address as far as trusted peers vouch for it: from the right of `X-Forwarded-For`, the
@@ -177,25 +175,13 @@ pub struct Origin<'a> {
     /// As the client named it, with a port if it gave one.
     pub authority: &'a HeaderValue,
     pub version: Version,
-    /// Who the client has proven to be.
-    pub client_cert: Option<&'a ClientCert>,
 }
 
-/// What VMs are told of a client's certificate that was verified.
-#[derive(Clone, Debug)]
-pub struct ClientCert {
-    pub subject: Option<HeaderValue>,
-    pub san: Option<HeaderValue>,
-    pub fingerprint: Option<HeaderValue>,
-}
-
-/// Sets `X-Forwarded-For`, `-Proto`, `-Host` and `Via` for the VM, and `X-Client-Cert-*` if the client has one.
+/// Sets `X-Forwarded-For`, `-Proto`, `-Host` and `Via` for the VM.
 ///
 /// What an untrusted peer says of the kind is dropped first, also under names that CGI-like servers
-/// cannot tell apart (`X_Forwarded_For`). Of certificates nobody else is believed: not all proxies know that such fields
-/// are to be dropped.
+/// cannot tell apart (`X_Forwarded_For`).
 pub fn forwarded(headers: &mut HeaderMap, origin: &Origin<'_>) {
-    drop_claims(headers, origin.trusted);
     if origin.trusted {
         let mut chain = Vec::new();
         for value in headers.get_all(X_FORWARDED_FOR).iter().filter(|value| value.to_str().is_ok()) {
@@ -213,6 +199,7 @@ pub fn forwarded(headers: &mut HeaderMap, origin: &Origin<'_>) {
             headers.insert(X_FORWARDED_HOST, origin.authority.clone());
         }
     } else {
+        drop_claims(headers);
         headers.insert(X_FORWARDED_FOR, origin.peer.clone());
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
         headers.insert(X_FORWARDED_HOST, origin.authority.clone());
@@ -224,22 +211,53 @@ pub fn forwarded(headers: &mut HeaderMap, origin: &Origin<'_>) {
         _ => "1.1 foregate",
     };
     headers.append(VIA, HeaderValue::from_static(via));
-    if let Some(client) = origin.client_cert {
-        let fields = [
-            (X_CLIENT_CERT_SUBJECT, &client.subject),
-            (X_CLIENT_CERT_SAN, &client.san),
-            (X_CLIENT_CERT_FINGERPRINT, &client.fingerprint),
-        ];
-        for (name, value) in fields {
-            if let Some(value) = value {
-                headers.insert(name, value.clone());
-            }
+}
+
+/// What is said of a client's certificate that was verified.
+#[derive(Clone, Debug)]
+pub struct CertificateFields {
+    pub subject: Option<HeaderValue>,
+    pub san: Option<HeaderValue>,
+    pub fingerprint: Option<HeaderValue>,
+}
+
+/// Sets `X-Client-Cert-*`, if the client has shown a certificate that is good, and removes all that a client, or whoever
+/// speaks for it, says of the kind itself: not all proxies know that such fields are to be dropped.
+pub fn identify(headers: &mut HeaderMap, client: Option<&CertificateFields>) {
+    let claims: Vec<HeaderName> = headers.keys().filter(|name| is_identity(name.as_str())).cloned().collect();
+    for name in claims {
+        headers.remove(name);
+    }
+    let Some(client) = client else { return };
+    let fields = [
+        (X_CLIENT_CERT_SUBJECT, &client.subject),
+        (X_CLIENT_CERT_SAN, &client.san),
+        (X_CLIENT_CERT_FINGERPRINT, &client.fingerprint),
+    ];
+    for (name, value) in fields {
+        if let Some(value) = value {
+            headers.insert(name, value.clone());
         }
     }
 }
 
-/// Removes every field by which a client could pose as somebody else, and as a proxy unless it is a trusted one.
-fn drop_claims(headers: &mut HeaderMap, trusted: bool) {
+/// Who a client is by its certificate, as we and others say it (RFC 9440), also as servers read it that take every mark in
+/// a name for the same.
+fn is_identity(name: &str) -> bool {
+    let plain = |rest: &str, expected: &str| {
+        let mark = |byte: u8| if byte.is_ascii_alphanumeric() { byte } else { b'-' };
+        rest.len() >= expected.len() && rest.bytes().map(mark).zip(expected.bytes()).all(|(a, b)| a == b)
+    };
+    // Almost no field passes this.
+    match name.as_bytes().first() {
+        Some(b'x') => plain(name, "x-client-cert-"),
+        Some(b'c') => plain(name, "client-cert") && matches!(name.len() - "client-cert".len(), 0 | 6),
+        _ => false,
+    }
+}
+
+/// Removes every field by which a client could pose as a proxy.
+fn drop_claims(headers: &mut HeaderMap) {
     let claims: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {
@@ -247,25 +265,15 @@ fn drop_claims(headers: &mut HeaderMap, trusted: bool) {
             let first = name.as_bytes().first();
             // Almost no field passes this, so that the common request allocates nothing here.
             matches!(first, Some(b'x' | b'f' | b'h' | b'c' | b't' | b'v'))
-                && (is_identity(name)
-                    || (!trusted
-                        && (name.starts_with("x-forwarded-")
-                            || matches!(name, "forwarded" | "via" | "x-real-ip")))
-                    || (name.contains('_') && {
-                        let meant = name.replace('_', "-");
-                        is_identity(&meant) || (!trusted && poses(&meant))
-                    }))
+                && (name.starts_with("x-forwarded-")
+                    || matches!(name, "forwarded" | "via" | "x-real-ip")
+                    || (name.contains('_') && poses(&name.replace('_', "-"))))
         })
         .cloned()
         .collect();
     for name in claims {
         headers.remove(name);
     }
-}
-
-/// Who a client is by its certificate, as we and others say it (RFC 9440).
-fn is_identity(name: &str) -> bool {
-    name.starts_with("x-client-cert-") || matches!(name, "client-cert" | "client-cert-chain")
 }
 
 /// Names that mean something else when a server takes `_` for `-`.
@@ -415,7 +423,6 @@ mod tests {
             scheme: "https",
             authority: &HeaderValue::from_static("a.test:8443"),
             version: Version::HTTP_2,
-            client_cert: None,
         };
         forwarded(&mut headers, &origin);
         let expected = map(&[
@@ -433,32 +440,28 @@ mod tests {
         let claims = [
             ("x-client-cert-subject", "CN=root"),
             ("X_Client_Cert_San", "DNS:root.test"),
+            ("x.client-cert_subject", "CN=root"),
             ("x-client-cert-verified", "yes"),
             ("client-cert", ":AAAA:"),
             ("client_cert_chain", ":AAAA:"),
         ];
-        let shown = ClientCert {
+        let others =
+            [("x-client", "a"), ("client-certificates", "b"), ("x-client-certified", "c"), ("cookie", "d")];
+        let shown = CertificateFields {
             subject: Some(HeaderValue::from_static("CN=alice")),
             san: None,
             fingerprint: Some(HeaderValue::from_static("0f")),
         };
-        for trusted in [false, true] {
-            for (client_cert, expected) in [(None, vec![]), (Some(&shown), vec!["CN=alice", "0f"])] {
-                let mut headers = map(&claims);
-                let origin = Origin {
-                    peer: &HeaderValue::from_static("192.0.2.1"),
-                    trusted,
-                    scheme: "https",
-                    authority: &HeaderValue::from_static("a.test"),
-                    version: Version::HTTP_11,
-                    client_cert,
-                };
-                forwarded(&mut headers, &origin);
-                let told = headers.iter().filter(|(name, _)| name.as_str().contains("client"));
-                let told: Vec<_> = told.map(|(_, value)| value.to_str().unwrap()).collect();
-                assert_eq!(told, expected, "{trusted}");
-            }
-        }
+        let mut headers = map(&[&claims[..], &others].concat());
+        identify(&mut headers, None);
+        assert_eq!(headers, map(&others));
+        let mut headers = map(&[&claims[..], &others].concat());
+        identify(&mut headers, Some(&shown));
+        let told = [("x-client-cert-subject", "CN=alice"), ("x-client-cert-fingerprint", "0f")];
+        assert_eq!(headers, map(&[&others[..], &told].concat()));
+        let mut trailers = map(&claims);
+        strip_trailers(&mut trailers);
+        assert!(trailers.is_empty(), "{trailers:?}");
     }
 
     #[test]

@@ -78,6 +78,7 @@ impl Blueprint {
             transports: live.transports.clone(),
             certificates: live.certificates.clone(),
             clients: live.clients.clone(),
+            on_demand: live.on_demand,
             settings: live.settings.clone(),
         }
     }

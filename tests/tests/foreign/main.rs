@@ -7,6 +7,7 @@ mod chromium;
 mod curl;
 mod curl_cffi;
 mod grpc;
+mod identity;
 mod nginx;
 
 use std::{io::Write, process::Command};

@@ -16,11 +16,21 @@ use tokio::task::{AbortHandle, Id, JoinSet, spawn_local};
 use tokio::time::sleep;
 
 use super::account::Client;
-use super::{Challenges, Keep, Plan, Settings, Standing, Trouble, Wanted, account, order, schedule};
+use super::{
+    Challenges, Demand, Keep, Plan, Settings, Standing, Trouble, Wanted, account, ask, order, schedule,
+};
 use crate::Certificate;
 
 /// Orders and questions at a time.
 const AT_A_TIME: usize = 4;
+/// Certificates that visitors wait for and that are not there yet.
+const ON_DEMAND: usize = 100;
+/// For how long a name is refused that is not allowed, and a certificate that is there is not renewed.
+const REFUSED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 60 * 60));
+/// Orders for a name that may fail before nobody tries any more, unless it is asked for again: that is after a day.
+const GIVEN_UP: u32 = 6;
+/// What strangers can make the keeper write to the log.
+const LINES_PER_SECOND: u32 = 10;
 /// However long nothing is due: clocks are set.
 const LOOK: Duration = Duration::from_secs(60 * 60);
 /// Between two orders for a site that went well, however short their certificates live.
@@ -50,11 +60,13 @@ impl Keeper {
         let standings = Standings::default();
         let keeping = Keeping {
             challenges,
+            demand: Demand::shared(),
             keep,
             client: Rc::default(),
             settings: None,
             sites: BTreeMap::new(),
             running: HashMap::new(),
+            said: (0, 0),
         };
         let own = standings.clone();
         let task = spawn_local(async move {
@@ -89,12 +101,15 @@ type Known = Option<(Settings, Rc<Client>)>;
 
 struct Keeping {
     challenges: Arc<Challenges>,
+    demand: Arc<Demand>,
     keep: Keep,
     client: Rc<Mutex<Known>>,
     settings: Option<Settings>,
     sites: BTreeMap<String, Site>,
     /// What is under way, also for sites that are not looked after any more: nothing is begun twice.
     running: HashMap<Id, Wanted>,
+    /// The second in which lines about names that strangers made up were last written, and how many.
+    said: (u64, u32),
 }
 
 /// One certificate to be looked after.
@@ -121,6 +136,8 @@ type Look = Option<(u64, Option<SystemTime>)>;
 /// What came of something.
 enum Done {
     Ordered(Result<(), Trouble>),
+    /// There is to be none for this name.
+    Refused,
     Asked(Result<Opinion, Trouble>),
 }
 
@@ -132,7 +149,7 @@ struct Opinion {
 
 impl Keeping {
     async fn attend(mut self, mut told: UnboundedReceiver<(Option<Plan>, bool)>, standings: Standings) {
-        let mut jobs: JoinSet<Done> = JoinSet::new();
+        let (mut jobs, demand) = (JoinSet::new(), self.demand.clone());
         loop {
             self.begin_what_is_due(&mut jobs);
             let standing =
@@ -157,6 +174,7 @@ impl Keeping {
                         self.take_in(begun, done);
                     }
                 }
+                names = demand.new_names() => names.iter().for_each(|name| self.demanded(name)),
                 () = sleep(pause) => self.look(),
             }
         }
@@ -187,7 +205,31 @@ impl Keeping {
             };
             self.sites.insert(site.wanted.site.clone(), site);
         }
+        // Those that are not there yet are in no plan.
+        let demanded = self.settings.as_ref().is_some_and(|settings| !changed && settings.ask.is_some());
+        self.sites.extend(before.into_iter().filter(|(_, site)| demanded && site.is_awaited()));
         self.look();
+    }
+
+    /// A visitor has asked for a name that has no certificate.
+    fn demanded(&mut self, name: &str) {
+        let wanted = self.settings.as_ref().filter(|settings| settings.ask.is_some());
+        let Some(wanted) = wanted.map(|settings| Wanted::on_demand(settings, name)) else {
+            return self.demand.refuse(name, REFUSED.0);
+        };
+        if let Some(site) = self.sites.get(&wanted.site) {
+            if site.failures > 0 {
+                self.demand.refuse(name, site.due.duration_since(SystemTime::now()).unwrap_or_default());
+            }
+            return;
+        }
+        if self.sites.values().filter(|site| site.is_awaited()).count() >= ON_DEMAND {
+            if may_say(&mut self.said, SystemTime::now()) {
+                tracing::warn!(name, "no certificate on demand: {ON_DEMAND} others are waited for already");
+            }
+            return self.demand.refuse(name, REFUSED.0);
+        }
+        self.sites.insert(wanted.site.clone(), Site::new(wanted, None));
     }
 
     /// Looks at the files, which somebody may have changed or removed.
@@ -208,7 +250,8 @@ impl Keeping {
         sites.values_mut().for_each(|site| site.heed_clock(now));
         let is_idle = |site: &&Site| running.values().all(|begun| begun.site != site.wanted.site);
         let mut due: Vec<_> = sites.values().filter(|site| site.next() <= now).filter(is_idle).collect();
-        due.sort_by_key(|site| site.next());
+        // Visitors can make up what is on demand.
+        due.sort_by_key(|site| (site.wanted.on_demand, site.next()));
         due.truncate(AT_A_TIME.saturating_sub(jobs.len()));
         for site in due {
             let (client, challenges, keep) = (self.client.clone(), self.challenges.clone(), self.keep);
@@ -216,8 +259,25 @@ impl Keeping {
             let begun = wanted.clone();
             let job = if site.due <= now {
                 let (hosts, directory) = (wanted.hosts.join(" "), &settings.directory);
-                tracing::info!(site = wanted.site, hosts, directory, "a certificate is ordered");
+                if !wanted.on_demand {
+                    tracing::info!(site = wanted.site, hosts, directory, "a certificate is ordered");
+                }
                 jobs.spawn_local(async move {
+                    if let (true, Some(address)) = (wanted.on_demand, &settings.ask) {
+                        match ask::is_allowed(address, &hosts).await {
+                            Ok(true) => {
+                                let directory = &settings.directory;
+                                tracing::info!(
+                                    site = wanted.site,
+                                    hosts,
+                                    directory,
+                                    "a certificate is ordered"
+                                );
+                            }
+                            Ok(false) => return Done::Refused,
+                            Err(trouble) => return Done::Ordered(Err(trouble)),
+                        }
+                    }
                     let ordered = async {
                         let known = obtain(&client, &settings, keep).await?;
                         let turned = settings.turned(failures);
@@ -249,6 +309,7 @@ impl Keeping {
         let ordered = matches!(done, Done::Ordered(Ok(())));
         if ordered {
             tracing::info!(site = name, hosts, "there is a new certificate");
+            self.demand.announce();
         }
         // It may have been taken out of the configuration meanwhile.
         let Some(site) = self.sites.get_mut(name) else { return };
@@ -256,6 +317,21 @@ impl Keeping {
         let is_still_wanted = site.wanted == begun;
         match done {
             Done::Ordered(Ok(())) => {}
+            Done::Refused => {
+                let is_good = site.seen.is_some() && now < site.latest;
+                if may_say(&mut self.said, now) {
+                    tracing::info!(name = hosts, "no certificate on demand: it is not allowed");
+                }
+                if is_good {
+                    site.due = now + REFUSED.1;
+                } else {
+                    // What has expired is shown no more.
+                    _ = fs::remove_file(&site.wanted.file);
+                    self.demand.refuse(&hosts, REFUSED.0);
+                    self.sites.remove(name);
+                }
+                return;
+            }
             Done::Ordered(Err(trouble)) => {
                 site.failures = site.failures.saturating_add(1);
                 let longest = now + LONGEST_REST;
@@ -268,6 +344,13 @@ impl Keeping {
                 let failures = site.failures;
                 tracing::error!(site = name, hosts, failures, next_in_s, "no certificate: {trouble}");
                 site.trouble = Some(trouble.message);
+                if begun.on_demand {
+                    self.demand.refuse(&hosts, site.due.duration_since(now).unwrap_or_default());
+                    if site.is_awaited() && site.failures >= GIVEN_UP {
+                        self.sites.remove(name);
+                        return;
+                    }
+                }
             }
             Done::Asked(Ok(Opinion { window, again })) => {
                 if let Some((start, end)) = window {
@@ -325,6 +408,11 @@ impl Site {
         self.ask = self.ask.map(|ask| ask.min(now + ASKING.1));
     }
 
+    /// A visitor has asked for it, and there is none yet.
+    fn is_awaited(&self) -> bool {
+        self.wanted.on_demand && self.seen.is_none()
+    }
+
     /// When something is to be done next.
     fn next(&self) -> SystemTime {
         self.ask.map_or(self.due, |ask| ask.min(self.due))
@@ -338,6 +426,13 @@ impl Site {
             trouble: self.trouble.clone(),
         }
     }
+}
+
+/// Whether one more line about what strangers ask for may be written: a flood must not fill the log.
+fn may_say(said: &mut (u64, u32), now: SystemTime) -> bool {
+    let second = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    *said = (second, if said.0 == second { said.1.saturating_add(1) } else { 1 });
+    said.1 <= LINES_PER_SECOND
 }
 
 fn look_at(file: &Path) -> Look {

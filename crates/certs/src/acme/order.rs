@@ -40,7 +40,7 @@ pub(super) async fn obtain(
     challenges: &Arc<Challenges>,
     keep: Keep,
 ) -> Result<(), Trouble> {
-    let note = wanted.file.with_extension("order");
+    let note = wanted.note();
     let result = attempt(client, settings, wanted, challenges, keep, &note).await;
     result.map_err(|trouble| Trouble { not_before: client.not_before(), ..trouble })
 }
@@ -292,6 +292,7 @@ mod tests {
 
     fn settings(challenges: &[Kind], hook: bool) -> Settings {
         Settings {
+            ask: None,
             directory: String::new(),
             email: None,
             challenges: challenges.to_vec(),
@@ -327,7 +328,7 @@ mod tests {
             params.self_signed(&key).unwrap().pem() + &key.serialize_pem()
         };
         let hosts = ["a.test", "*.a.test"].map(str::to_owned).to_vec();
-        let wanted = Wanted { site: "a".to_owned(), hosts, file: PathBuf::from("a.pem") };
+        let wanted = Wanted { site: "a".to_owned(), hosts, file: PathBuf::from("a.pem"), on_demand: false };
         assert!(check(&made(&["a.test", "*.a.test"], 4000), &wanted).is_ok());
         let refused = |text: &str| check(text, &wanted).unwrap_err().to_string();
         assert!(refused(&made(&["a.test"], 4000)).contains("is not for *.a.test"));

@@ -90,6 +90,11 @@ async fn run(
         let change = judge.judge(now, seen);
         advertising.say(judge.saying(now));
         match (change, &found) {
+            (Some(Change::Begins), Ok(false)) => {
+                tracing::info!(
+                    "HTTP/3 is advertised by Alt-Svc, and not probed: every site requires a client's certificate"
+                )
+            }
             (Some(Change::Begins), _) => {
                 tracing::info!("HTTP/3 is advertised by Alt-Svc: the probe was answered")
             }
@@ -161,8 +166,8 @@ impl fmt::Display for Silence {
     }
 }
 
-/// Asks every advertised port on every address.
-async fn examine(live: &Live) -> Result<(), Silence> {
+/// Asks every advertised port on every address. False: nobody could be asked, and it is taken for reachable.
+async fn examine(live: &Live) -> Result<bool, Silence> {
     let settings = &live.settings;
     let mut pinned = live
         .certificates
@@ -174,7 +179,7 @@ async fn examine(live: &Live) -> Result<(), Silence> {
         return Err(Silence { asked: None, failure });
     }
     // Where only clients with a certificate are answered we are not, and have to believe it.
-    let Some((name, leaf)) = pinned.find(|(name, _)| !requires(live, name)) else { return Ok(()) };
+    let Some((name, leaf)) = pinned.find(|(name, _)| !requires(live, name)) else { return Ok(false) };
     let transport = Transport::pinned(&name, leaf.clone(), ANSWER)
         .map_err(|error| Silence { asked: None, failure: Failure::because(Kind::Tls, error) })?;
     for port in &settings.https {
@@ -194,7 +199,7 @@ async fn examine(live: &Live) -> Result<(), Silence> {
             }
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Whether a client that asks for this name must have a certificate, on whichever address.

@@ -27,7 +27,7 @@ use super::hedge::{Outcome, Spare};
 use super::{Interim, edit};
 use crate::Concern;
 use crate::answer::Answer;
-use crate::peer::{Known, Peer};
+use crate::peer::Peer;
 use crate::waits::Waiting;
 use crate::worker::{Prepared, Worker};
 
@@ -43,8 +43,8 @@ pub(super) struct Forwarding<'a> {
     pub(super) worker: &'a Rc<Worker>,
     pub(super) live: &'a Prepared,
     pub(super) peer: &'a Peer,
-    /// Who the client has proven to be.
-    pub(super) known: Option<&'a Known>,
+    /// The client has proven who it is.
+    pub(super) is_known: bool,
     pub(super) interim: Interim<'a>,
     pub(super) matched: &'a Matched<'a>,
     pub(super) method: &'a Method,
@@ -410,7 +410,7 @@ impl Forwarding<'_> {
             query: self.uri.query(),
             headers,
             client_ip: self.variables.client_ip,
-            client_cert: self.known.is_some(),
+            client_cert: self.is_known,
         }
     }
 
@@ -438,7 +438,6 @@ impl Forwarding<'_> {
             scheme: self.peer.scheme(),
             authority: self.authority,
             version: self.version,
-            client_cert: self.known.map(|known| &known.fields),
         };
         head::forwarded(headers, &origin);
         if self.early {

@@ -14,7 +14,7 @@ use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
     Connecting, ConnectionError, Endpoint, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig,
-    TransportConfig, TransportErrorCode, VarInt,
+    TransportConfig, VarInt,
 };
 use tokio::sync::Notify;
 use tokio::task::yield_now;
@@ -330,7 +330,7 @@ impl Configured {
     fn choosing(&self, local: IpAddr) -> ServerConfig {
         let (live, tls) = (self.live.live(), self.live.tls.clone());
         let mut config = self.server.clone();
-        config.crypto = Arc::new(Choice { open: self.tls.clone(), live, tls, local });
+        config.crypto = Arc::new(Choice::new(self.tls.clone(), live, tls, local));
         config
     }
 }
@@ -443,14 +443,10 @@ struct Begun {
 async fn handshake(worker: Rc<Worker>, begun: Begun) {
     let Begun { live, address, local, listener, permit, mut connecting, half_open } = begun;
     let _open = listener.connected();
+    let begun = Instant::now();
     let limit = live.settings.timeouts.handshake.unwrap_or(Duration::MAX);
-    let failed = |error: &ConnectionError| {
-        if is_of_the_client(error) && worker.may_log() {
-            tracing::info!(peer = %address, %error, "refused: the client has no certificate that is good here");
-        } else {
-            tracing::debug!(peer = %address, %error, "QUIC handshake failed");
-        }
-    };
+    let left = move || limit.saturating_sub(begun.elapsed());
+    let failed = |error: &ConnectionError| worker.handshake_failed(address, "QUIC", error);
     let late = || tracing::debug!(peer = %address, "QUIC handshake took longer than timeouts.handshake");
     let handshake = Rc::new(Handshake::default());
     let mut early = false;
@@ -467,7 +463,7 @@ async fn handshake(worker: Rc<Worker>, begun: Begun) {
         let Ok((connection, finished)) = connecting.into_0rtt() else { return };
         let (watched, handshake) = (connection.clone(), handshake.clone());
         tokio::task::spawn_local(async move {
-            match timeout(limit, finished).await {
+            match timeout(left(), finished).await {
                 // What it says of 0-RTT is for clients; it resolves when the connection ends as well.
                 Ok(_) if watched.close_reason().is_none() => handshake.finish(),
                 Ok(_) => {}
@@ -480,7 +476,7 @@ async fn handshake(worker: Rc<Worker>, begun: Begun) {
         });
         connection
     } else {
-        let connection = match timeout(limit, connecting).await {
+        let connection = match timeout(left(), connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return failed(&error),
             Err(_) => return late(),
@@ -498,14 +494,6 @@ async fn handshake(worker: Rc<Worker>, begun: Begun) {
     };
     let peer = Rc::new(Peer::new(address, local, Some(tls), listener, Rc::new(permit)));
     h3::serve(worker, peer, connection, handshake).await;
-}
-
-/// Whether a handshake has failed because of the client's certificate, which somebody will ask about.
-fn is_of_the_client(error: &ConnectionError) -> bool {
-    // RFC 8446, section 6: what is wrong with a certificate, that it is of nobody we know, and that there is none.
-    let alerts = [42, 43, 44, 45, 46, 48, 116];
-    matches!(error, ConnectionError::TransportError(error)
-        if alerts.iter().any(|alert| error.code == TransportErrorCode::crypto(*alert)))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::any::Any;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use foregate_certs::TlsServer;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
@@ -17,17 +17,19 @@ use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
 use rustls::server::{Accepted, Acceptor};
 
-use crate::Live;
 use crate::terms::Terms;
+use crate::{Live, demand};
 
 /// The type of the client's first message (RFC 8446, section 4).
 const CLIENT_HELLO: u8 = 1;
 /// What TLS takes before a message: its type and its length.
 const HEADER: usize = 4;
-/// Longer ones rustls does not take either.
-const MAX_HELLO: usize = 0xffff;
+/// Those of browsers take two KiB, and with the certificates that are in a session's ticket some more.
+const MAX_HELLO: usize = 32 * 1024;
 /// What one record of TLS holds (RFC 8446, section 5.1).
 const RECORD: usize = 16 * 1024;
+/// What is said to a client whose first message cannot be read, and where the fault is ours (RFC 8446, section 6.2).
+const DECODE_ERROR: u8 = 50;
 const INTERNAL_ERROR: u8 = 80;
 
 /// The configuration for everybody: the one with which a connection begins.
@@ -37,10 +39,27 @@ pub(super) fn open(tls: &TlsServer) -> Result<QuicServerConfig, NoInitialCipherS
 
 /// Chooses for one connection, which came to this address of ours.
 pub(super) struct Choice {
-    pub(super) open: Arc<QuicServerConfig>,
-    pub(super) live: Arc<Live>,
-    pub(super) tls: Arc<TlsServer>,
-    pub(super) local: IpAddr,
+    open: Arc<QuicServerConfig>,
+    /// quinn keeps this as long as the connection, which should not keep a snapshot: the session takes it.
+    from: Mutex<Option<From>>,
+}
+
+/// What there is to choose from.
+struct From {
+    live: Arc<Live>,
+    tls: Arc<TlsServer>,
+    local: IpAddr,
+}
+
+impl Choice {
+    pub(super) fn new(
+        open: Arc<QuicServerConfig>,
+        live: Arc<Live>,
+        tls: Arc<TlsServer>,
+        local: IpAddr,
+    ) -> Choice {
+        Choice { open, from: Mutex::new(Some(From { live, tls, local })) }
+    }
 }
 
 impl ServerConfig for Choice {
@@ -54,8 +73,10 @@ impl ServerConfig for Choice {
 
     fn start_session(self: Arc<Self>, version: u32, params: &TransportParameters) -> Box<dyn Session> {
         let session = self.open.clone().start_session(version, params);
-        let unheard = Unheard { choice: self, version, params: *params, hello: Vec::new() };
-        Box::new(Chosen { session, terms: None, unheard: Some(Box::new(unheard)) })
+        let from = self.from.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let unheard =
+            from.map(|from| Box::new(Unheard { from, version, params: *params, hello: Vec::new() }));
+        Box::new(Chosen { session, terms: None, unheard })
     }
 }
 
@@ -68,7 +89,7 @@ struct Chosen {
 
 /// What it takes to choose.
 struct Unheard {
-    choice: Arc<Choice>,
+    from: From,
     version: u32,
     params: TransportParameters,
     /// As much as has come of it.
@@ -77,22 +98,33 @@ struct Unheard {
 
 impl Unheard {
     /// Whether the message is whole, or is no such message, which the session says best.
-    fn is_whole(&self) -> bool {
-        match self.hello.get(..HEADER) {
+    ///
+    /// # Errors
+    /// It is too long.
+    fn is_whole(&self) -> Result<bool, TransportError> {
+        Ok(match self.hello.get(..HEADER) {
             Some(&[CLIENT_HELLO, a, b, c]) => {
                 let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-                length > MAX_HELLO || self.hello.len() >= HEADER + length
+                if length > MAX_HELLO {
+                    return Err(refused(DECODE_ERROR, "the client's first message is too long"));
+                }
+                self.hello.len() >= HEADER + length
             }
             Some(_) => true,
             None => self.hello.first().is_some_and(|kind| *kind != CLIENT_HELLO),
-        }
+        })
     }
 
     /// What the client is shown and held to. None, if its message cannot be read, which the session says best.
     fn terms(&self) -> Option<Terms> {
         let accepted = parse(&self.hello)?;
         let hello = accepted.client_hello();
-        Some(Terms::of(&self.choice.live, hello.server_name(), hello.signature_schemes(), self.choice.local))
+        if let Some(name) = hello.server_name() {
+            // There is no waiting here: clients come by TCP meanwhile.
+            demand::ask(&self.from.live, &name.to_ascii_lowercase(), self.from.local);
+        }
+        let From { live, local, .. } = &self.from;
+        Some(Terms::of(live, hello.server_name(), hello.signature_schemes(), *local))
     }
 
     /// The session for that, if it is not the one for everybody.
@@ -100,15 +132,16 @@ impl Unheard {
         if terms.rules.clients.is_none() && !terms.early_data {
             return Ok(None);
         }
-        let config = self.choice.tls.quic(&terms.rules, terms.early_data).cloned();
+        let config = self.from.tls.quic(&terms.rules, terms.early_data).cloned();
         let config = config.and_then(|config| QuicServerConfig::try_from(config).ok());
-        let config = config.ok_or_else(|| TransportError {
-            code: TransportErrorCode::crypto(INTERNAL_ERROR),
-            frame: None,
-            reason: "there is no TLS configuration for this site".to_owned(),
-        })?;
+        let config =
+            config.ok_or_else(|| refused(INTERNAL_ERROR, "there is no TLS configuration for this site"))?;
         Ok(Some(Arc::new(config).start_session(self.version, &self.params)))
     }
+}
+
+fn refused(alert: u8, reason: &str) -> TransportError {
+    TransportError { code: TransportErrorCode::crypto(alert), frame: None, reason: reason.to_owned() }
 }
 
 /// The client's first message, which TLS over TCP has in records.
@@ -132,7 +165,7 @@ impl Session for Chosen {
     fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
         let Some(unheard) = &mut self.unheard else { return self.session.read_handshake(buf) };
         unheard.hello.extend_from_slice(buf);
-        if !unheard.is_whole() {
+        if !unheard.is_whole()? {
             return Ok(false);
         }
         if let Some(terms) = unheard.terms() {
@@ -142,7 +175,13 @@ impl Session for Chosen {
             self.terms = Some(terms);
         }
         let hello = self.unheard.take().map(|unheard| unheard.hello).unwrap_or_default();
-        self.session.read_handshake(&hello)
+        match self.session.read_handshake(&hello) {
+            // Nothing goes on that was not chosen.
+            Ok(_) if self.terms.is_none() => {
+                Err(refused(DECODE_ERROR, "the client's first message cannot be read"))
+            }
+            heard => heard,
+        }
     }
 
     /// A [`Terms`].
@@ -213,8 +252,15 @@ mod tests {
     use super::*;
     use crate::Settings;
 
+    struct Choices {
+        everybody: Arc<QuicServerConfig>,
+        live: Arc<Live>,
+        tls: Arc<TlsServer>,
+        local: IpAddr,
+    }
+
     /// Three sites: one for everybody, one with 0-RTT, and one that asks who comes. And what clients trust.
-    fn choice() -> (Arc<Choice>, RootCertStore) {
+    fn choice() -> (Choices, RootCertStore) {
         let names = ["open.test", "early.test", "asks.test"].map(str::to_owned);
         let made = rcgen::generate_simple_self_signed(names).unwrap();
         let (pem, key) = (made.cert.pem(), made.signing_key.serialize_pem());
@@ -251,18 +297,11 @@ mod tests {
             transports: Vec::new(),
             certificates,
             clients: vec![clients],
+            on_demand: false,
             settings: Arc::new(Settings::default()),
         };
         let everybody = Arc::new(open(&tls).unwrap());
-        (
-            Arc::new(Choice {
-                open: everybody,
-                live: Arc::new(live),
-                tls,
-                local: Ipv4Addr::LOCALHOST.into(),
-            }),
-            roots,
-        )
+        (Choices { everybody, live: Arc::new(live), tls, local: Ipv4Addr::LOCALHOST.into() }, roots)
     }
 
     fn params() -> TransportParameters {
@@ -285,8 +324,10 @@ mod tests {
         config.start_session(1, host, &params()).unwrap()
     }
 
-    fn server(choice: &Arc<Choice>) -> Box<dyn Session> {
-        choice.clone().start_session(1, &params())
+    fn server(choices: &Choices) -> Box<dyn Session> {
+        let Choices { everybody, live, tls, local } = choices;
+        let choice = Choice::new(everybody.clone(), live.clone(), tls.clone(), *local);
+        Arc::new(choice).start_session(1, &params())
     }
 
     fn terms(session: &dyn Session) -> Option<Terms> {
@@ -363,6 +404,35 @@ mod tests {
         assert!(terms(&*server).is_some() && server.transport_parameters().unwrap().is_some());
     }
 
+    /// Near the limits of messages and of records what is read for choosing and what the session takes must be the same:
+    /// quinn panics where a session is ready and says nothing of itself.
+    #[test]
+    fn a_long_hello_is_heard_or_refused() {
+        let (choice, roots) = choice();
+        let mut client = client(&roots, "early.test", b"h3", false);
+        let mut hello = Vec::new();
+        client.write_handshake(&mut hello);
+        // Extensions are the last of it, and padding is one more (RFC 7685).
+        let session_id = HEADER + 2 + 32;
+        let suites = session_id + 1 + usize::from(hello[session_id]);
+        let methods = suites + 2 + usize::from(hello[suites]) * 256 + usize::from(hello[suites + 1]);
+        let extensions = methods + 1 + usize::from(hello[methods]);
+        for body in [16_379, 16_380, 16_384, 16_385, 32_767, 32_768, 32_769, 65_511, 65_512, 65_535] {
+            let mut long = hello.clone();
+            long.extend([0, 21]);
+            long.extend(u16::try_from(body + HEADER - hello.len() - 4).unwrap().to_be_bytes());
+            long.resize(body + HEADER, 0);
+            let all = u16::try_from(long.len() - extensions - 2).unwrap();
+            long[extensions..extensions + 2].copy_from_slice(&all.to_be_bytes());
+            long[1..4].copy_from_slice(&u32::try_from(body).unwrap().to_be_bytes()[1..]);
+            let mut server = server(&choice);
+            match server.read_handshake(&long) {
+                Ok(ready) => assert!(ready && body <= MAX_HELLO && terms(&*server).is_some(), "{body}"),
+                Err(error) => assert!(body > MAX_HELLO, "{body}: {error}"),
+            }
+        }
+    }
+
     #[test]
     fn who_asks_for_something_else_is_refused_as_ever() {
         let (choice, roots) = choice();
@@ -389,7 +459,8 @@ mod tests {
             // A good one, broken somewhere.
             hello.splice(at..(at + 3).min(hello.len()), bytes.iter().copied());
             let mut broken = server(&choice);
-            let _ = broken.read_handshake(&hello);
+            let heard = broken.read_handshake(&hello);
+            prop_assert!(!matches!(heard, Ok(true)) || terms(&*broken).is_some());
             // One that never ends.
             (bytes[0], bytes[1]) = (CLIENT_HELLO, 0);
             let mut endless = server(&choice);

@@ -25,6 +25,7 @@ pub(super) struct Acme {
     dns_hook: Option<Vec<String>>,
     ca: Option<Vec<u8>>,
     eab: Option<Eab>,
+    pub(super) on_demand: Option<Placed<String>>,
 }
 
 impl Acme {
@@ -41,15 +42,20 @@ impl Acme {
             dns_hook: table.read("dns_hook", hook),
             ca: table.read("ca", |value| read_ca(value)),
             eab: table.table("eab").and_then(eab),
+            on_demand: table.table("on_demand").and_then(on_demand),
         };
         if acme.challenges.contains(&Kind::Dns01) && table.get("dns_hook").is_none() {
             let problem =
                 Problem::error(table.key_place("challenges"), "dns-01 needs a program that writes records");
             table.problem(problem.help("name it as `dns_hook`"));
         }
-        table.never_yet(&["on_demand"]);
         table.finish();
         acme
+    }
+
+    /// Whether certificates are made for names that no site has.
+    pub(super) fn is_on_demand(&self) -> bool {
+        self.on_demand.is_some()
     }
 
     pub(super) fn proves_wildcards(&self) -> bool {
@@ -77,6 +83,7 @@ impl Acme {
             dns_hook: self.dns_hook.clone(),
             ca: self.ca.clone(),
             eab: self.eab.clone(),
+            ask: self.on_demand.as_ref().map(|ask| ask.value.clone()),
             folder: self.folder(state_dir),
         }
     }
@@ -133,6 +140,29 @@ fn read_ca(value: &Value<'_>) -> Option<Vec<u8>> {
     let message = format!("{} holds no certificate", path.value.display());
     value.problem(Problem::error(path.place, message).help("PEM with BEGIN CERTIFICATE is expected"));
     None
+}
+
+/// Who says for which names certificates are made that only visitors know of.
+fn on_demand(table: Table<'_>) -> Option<Placed<String>> {
+    let ask = table.read("ask", |value| value.parse("an http or https address", address));
+    if table.get("ask").is_none() && !table.misspells(&["ask"]) {
+        let problem = Problem::absence(table.place(), format!("`{}` needs `ask`", table.name()));
+        table.problem(problem.help(
+            "else anybody could have certificates made for any name that leads here, until the authority has had enough",
+        ));
+    }
+    table.finish();
+    ask
+}
+
+fn address(text: &str) -> Result<String, Misfit> {
+    let uri = text.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
+    let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
+    let misfit = || {
+        Misfit::new(format!("\"{text}\" is not an http or https address"))
+            .help("one such as \"http://10.0.0.5:9000/allowed\"; it is asked with ?domain=NAME")
+    };
+    uri.filter(|_| !text.contains('#')).map(|_| text.to_owned()).ok_or_else(misfit)
 }
 
 fn eab(table: Table<'_>) -> Option<Eab> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use foregate_certs::acme::{Kind, Plan, Wanted};
+use foregate_certs::acme::{Kind, Plan, Wanted, on_demand_folder, on_demand_site};
 use foregate_certs::{Certificate, CertificateStore};
 use foregate_routing::HostPattern;
 
@@ -71,7 +71,9 @@ pub(super) fn compile(
     let default = gathered.fallback(tls, sound, problems);
     // What a certificate that could not be read would have covered is not to be complained of as well.
     if https && sound && !tls.self_signed {
-        gathered.refuse_missing(sites, !default.is_empty() || tls.default_certificate.is_some(), problems);
+        let any = tls.acme.as_ref().is_some_and(|acme| acme.is_on_demand());
+        let has_default = !default.is_empty() || tls.default_certificate.is_some();
+        gathered.refuse_missing(sites, has_default, any, problems);
     }
     let Gathered { listed, by_host, made, opened, ordered, .. } = gathered;
     let pairs = opened.pairs.into_values().flatten().chain(ordered).collect();
@@ -251,10 +253,52 @@ impl Gathered<'_> {
             hosts.retain(|host| {
                 host.starts_with("*.") || by_wildcard(host).is_none_or(|wildcard| !all.contains(&wildcard))
             });
-            wanted.push(Wanted { site: name.clone(), hosts, file });
+            wanted.push(Wanted { site: name.clone(), hosts, file, on_demand: false });
             self.ordered.push(pair);
         }
+        if let Some(ask) = &acme.on_demand {
+            if any_host(sites) {
+                wanted.extend(self.made_on_demand(&folder, sites));
+            } else {
+                let problem =
+                    Problem::warning(ask.place, "no site has the host \"*\": nobody asks for other names");
+                problems
+                    .push(problem.help("certificates for hosts that are written down are made without it"));
+            }
+        }
         Plan { settings: acme.settings(&server.state_dir, http), wanted }
+    }
+
+    /// Shows what has been made for names that visitors have asked for, and has it renewed. What is added is shown as well.
+    fn made_on_demand(&mut self, folder: &Path, sites: &[(&SiteDraft, SiteLayer)]) -> Vec<Wanted> {
+        let folder = on_demand_folder(folder);
+        self.ordered.push(Pair::watched(&folder, &folder));
+        let named: HashSet<&HostPattern> =
+            sites.iter().flat_map(|(site, _)| &site.hosts).map(|host| &host.value).collect();
+        let mut wanted = Vec::new();
+        for file in files_in(&folder).filter(|file| file.extension().is_some_and(|ending| ending == "pem")) {
+            let name = file.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            let Ok(host) = super::host::pattern(&name) else { continue };
+            // It has become a site's own.
+            let parent = name.split_once('.').map(|(_, parent)| HostPattern::Wildcard(parent.into()));
+            if self.covered(&host)
+                || [Some(&host), parent.as_ref()].into_iter().flatten().any(|one| named.contains(one))
+            {
+                continue;
+            }
+            let site = on_demand_site(&name);
+            let (pair, loaded) = Pair::ordered(&file, &site);
+            if let Err(error) = loaded {
+                tracing::warn!("{error}; a new one is ordered when it is asked for");
+            }
+            if let Some(certificate) = &pair.certificate {
+                self.provided.insert(host.clone());
+                self.by_host.push((host, certificate.clone()));
+            }
+            self.ordered.push(pair);
+            wanted.push(Wanted { site, hosts: vec![name], file, on_demand: true });
+        }
+        wanted
     }
 
     /// Makes a certificate for each site that lacks one, and one for clients that name no host.
@@ -320,11 +364,18 @@ impl Gathered<'_> {
             || wildcard.is_some_and(|wildcard| self.awaited.contains(&wildcard))
     }
 
-    fn refuse_missing(&self, sites: &[(&SiteDraft, SiteLayer)], has_default: bool, problems: &Problems) {
+    /// `any`: certificates are made on demand.
+    fn refuse_missing(
+        &self,
+        sites: &[(&SiteDraft, SiteLayer)],
+        has_default: bool,
+        any: bool,
+        problems: &Problems,
+    ) {
         for (site, _) in sites {
             // A client that names no host is shown the default, and for "*" anything may be meant.
             let by_default = |host: &HostPattern| match host {
-                HostPattern::Any => has_default,
+                HostPattern::Any => has_default || any,
                 HostPattern::Exact(name) => has_default && name.parse::<IpAddr>().is_ok(),
                 HostPattern::Wildcard(_) => false,
             };
@@ -342,12 +393,20 @@ impl Gathered<'_> {
     }
 }
 
+/// In no order; none, if there is no such folder.
+fn files_in(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// Whether a site is there for every host.
+fn any_host(sites: &[(&SiteDraft, SiteLayer)]) -> bool {
+    sites.iter().any(|(site, _)| site.hosts.iter().any(|host| host.value == HostPattern::Any))
+}
+
 /// Certificates that authorities have issued for this gateway, whatever for, and that are good now.
 fn issued_earlier(state_dir: &Path) -> Vec<Arc<Certificate>> {
-    let entries =
-        |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let files =
-        entries(&state_dir.join("acme")).flat_map(|authority| entries(&authority).collect::<Vec<_>>());
+    let of = |authority: PathBuf| files_in(&authority).chain(files_in(&on_demand_folder(&authority)));
+    let files = files_in(&state_dir.join("acme")).flat_map(of);
     let files = files.filter(|file| file.extension().is_some_and(|ending| ending == "pem"));
     let is_good = |one: &Certificate| one.facts().is_some_and(|facts| facts.not_after > SystemTime::now());
     files.filter_map(|file| Certificate::load(&file, &file).ok()).filter(is_good).map(Arc::new).collect()

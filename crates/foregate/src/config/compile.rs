@@ -14,6 +14,7 @@ use foregate_routing::{
 };
 use foregate_upstream::Transport;
 
+use super::acme::Acme;
 use super::actions::{Action, ActionKind, PoolRef};
 use super::certificates::{self, Certificates};
 use super::clients::Clients;
@@ -146,6 +147,7 @@ pub(super) fn compile(
         transports: transports?,
         certificates: Arc::new(store),
         clients,
+        on_demand: served && tls.acme.as_ref().is_some_and(Acme::is_on_demand),
         settings: Arc::new(server.settings),
     };
     Some(Compiled { live, self_signed, pairs, plan, sticky, blueprint: assembly.blueprint })

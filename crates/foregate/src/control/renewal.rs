@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use foregate_certs::acme::Demand;
 use foregate_edge::Live;
 use foregate_routing::Publisher;
 use tokio::sync::mpsc::UnboundedSender;
@@ -49,16 +50,20 @@ impl Renewal {
 async fn attend(pairs: Pairs, live: Publisher<Live>, asks: UnboundedSender<Ask>) {
     let (mut last, mut tried) = (BTreeMap::new(), BTreeMap::new());
     let (mut ages_due, mut told) = (Instant::now(), HashSet::new());
-    let mut pause = LOOK;
+    let (mut pause, demand) = (LOOK, Demand::shared());
     loop {
-        sleep(pause).await;
+        let issued = tokio::select! {
+            () = sleep(pause) => false,
+            () = demand.issued() => true,
+        };
         let all = pairs.borrow().clone();
         let begun = Instant::now();
         let Ok(now) = spawn_blocking(move || changes(&all)).await else { return };
         pause = LOOK.max(begun.elapsed() * REST);
         // Chain and key are written one after the other.
         let before = std::mem::replace(&mut last, now.clone());
-        let settled = now.iter().filter(|(pair, looks)| before.get(*pair) == Some(*looks));
+        // What we have written ourselves is whole.
+        let settled = now.iter().filter(|(pair, looks)| issued || before.get(*pair) == Some(*looks));
         let settled: BTreeMap<_, _> = settled.map(|(pair, looks)| (pair.clone(), *looks)).collect();
         let mut due = settled.iter().any(|(pair, looks)| tried.get(pair) != Some(looks));
         if ages_due <= Instant::now() {
@@ -92,7 +97,8 @@ fn changes(pairs: &[Pair]) -> BTreeMap<(PathBuf, PathBuf), [Look; 2]> {
     pairs.iter().filter_map(|pair| Some(((pair.cert.clone(), pair.key.clone()), pair.change()?))).collect()
 }
 
-/// Tells of each certificate once that it is about to expire, and once that it has. Returns whether one is to be made anew.
+/// Tells of each certificate, and of each list of clients that were disowned, once that it is about to expire, and once
+/// that it has. Returns whether one is to be made anew.
 fn tell_of_ages(live: &Live, now: SystemTime, told: &mut HashSet<(String, bool)>) -> bool {
     let mut anew = false;
     for (shown_for, certificate) in live.certificates.all() {
@@ -111,6 +117,20 @@ fn tell_of_ages(live: &Live, now: SystemTime, told: &mut HashSet<(String, bool)>
             tracing::error!(%until, "the certificate for {shown_for} has expired: clients refuse it; renew its files");
         } else {
             tracing::warn!(%until, "the certificate for {shown_for} is about to expire, and nobody has renewed it");
+        }
+    }
+    for list in live.clients.iter().flat_map(|clients| clients.lists()) {
+        let Some(end) = list.until else { continue };
+        let left = end.duration_since(now).unwrap_or_default();
+        let lifetime = end.duration_since(list.since).unwrap_or_default();
+        let (until, issuer, expired) = (humantime::format_rfc3339_seconds(end), &list.issuer, left.is_zero());
+        if left > SOON.min(lifetime / 5) || !told.insert((format!("{issuer} {until}"), expired)) {
+            continue;
+        }
+        if expired {
+            tracing::error!(%until, "the revocation list of {issuer} is out of date: its clients are refused; renew `client_crl`");
+        } else {
+            tracing::warn!(%until, "the revocation list of {issuer} is about to be out of date, and nobody has renewed it");
         }
     }
     anew

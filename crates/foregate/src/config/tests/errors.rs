@@ -200,7 +200,7 @@ otlp = "off"
 [http3]
 alt_svc = "auto"
 [tls.acme]
-on_demand = { ask = "http://10.0.0.5:9000/allowed" }
+email = "ops@example.com"
 [filters.office]
 allow = []
 [forwards.ssh]
@@ -225,7 +225,6 @@ discover = { file = "files.json" }
         told,
         [
             "3:2 `metrics` is not supported yet",
-            "10:1 `tls.acme.on_demand` is not supported yet",
             "11:2 `filters` is not supported yet",
             "13:2 `forwards` is not supported yet",
             "17:1 `sites.shop.passthrough` is not supported yet",

@@ -281,6 +281,7 @@ fn shipped_examples_load() {
         names,
         [
             "api-sandbox.toml",
+            "customer-domains.toml",
             "gitlab-jenkins-docs.toml",
             "homelab.toml",
             "partners.toml",
@@ -386,4 +387,55 @@ fn what_is_wrong_with_asking_for_certificates_is_told() {
         let told = folder.refused(&text);
         assert!(told.contains(says), "{tls}: {told}");
     }
+}
+
+#[test]
+fn certificates_are_made_on_demand_where_somebody_says_for_whom() {
+    let folder = Folder::new("demand");
+    let text = |acme: &str, hosts: &str| {
+        format!(
+            "server.state_dir = \"{}\"\n[tls.acme]\n{acme}\n[sites.all]\nhosts = {hosts}\npool = \"10.0.0.1:80\"\n\
+             [sites.\"known.test\"]\npool = \"10.0.0.1:80\"\n",
+            folder.0.display()
+        )
+    };
+    let asks = "on_demand = { ask = \"http://10.0.0.5:9000/allowed?key=1\" }";
+    assert!(folder.refused(&text("", "\"*\"")).contains("there is no certificate for *"));
+    for (acme, says) in [
+        ("on_demand = {}", "`tls.acme.on_demand` needs `ask`"),
+        ("on_demand = { ask = \"10.0.0.5:9000\" }", "is not an http or https address"),
+        ("on_demand = { ask = \"ftp://a.test/\" }", "is not an http or https address"),
+        ("on_demand = \"http://a.test/\"", "must be a table"),
+    ] {
+        let told = folder.refused(&text(acme, "\"*\""));
+        assert!(told.contains(says), "{told}");
+    }
+    let vain = folder.load(&text(asks, "\"a.test\""));
+    assert!(
+        vain.warnings.iter().any(|text| text.contains("no site has the host \"*\"")),
+        "{:?}",
+        vain.warnings
+    );
+
+    let made = |name: &str| {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        made.cert.pem() + &made.signing_key.serialize_pem()
+    };
+    for name in ["shop.test", "known.test"] {
+        let authority = crate::self_signed::file_name("acme-v02.api.letsencrypt.org/directory");
+        let file = format!("acme/{authority}/on-demand/{name}.pem");
+        folder.write(&file, &made(name));
+    }
+    let loaded = folder.load(&text(asks, "\"*\""));
+    assert!(loaded.live.on_demand);
+    assert_eq!(loaded.live.certificates.find("shop.test").len(), 1, "it was made before");
+    let wanted = loaded.plan.unwrap().wanted;
+    let demanded: Vec<_> = wanted.iter().filter(|one| one.on_demand).map(|one| &*one.hosts[0]).collect();
+    assert_eq!(demanded, ["shop.test"], "what a site names is its own");
+    assert_eq!(
+        loaded.live.certificates.find("known.test").len(),
+        1,
+        "and what was made for it will do for now"
+    );
+    assert!(loaded.live.certificates.find("other.test").is_empty());
 }
