@@ -8,7 +8,8 @@ use std::{
 
 use quinn::crypto::rustls::QuicClientConfig;
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SerialNumber,
 };
 use rustls::{
     RootCertStore,
@@ -20,6 +21,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
+    key: String,
 }
 
 impl Authority {
@@ -32,7 +34,7 @@ impl Authority {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
             let pem = params.self_signed(&key).unwrap().pem();
-            Authority { issuer: Issuer::new(params, key), pem }
+            Authority { key: key.serialize_pem(), issuer: Issuer::new(params, key), pem }
         })
     }
 
@@ -55,6 +57,29 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
+    }
+
+    /// The authority's own key, PEM.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// A certificate with its chain, and its key, that is to be shown with this responder's word (must-staple); its serial
+    /// number is this one.
+    pub fn stapled(&self, name: &str, responder: &str, serial: u8) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.serial_number = Some(SerialNumber::from(vec![serial]));
+        let feature =
+            CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 24], vec![0x30, 3, 2, 1, 5]);
+        let length = u8::try_from(responder.len()).unwrap();
+        let mut access =
+            vec![0x30, length + 14, 0x30, length + 12, 6, 8, 0x2b, 6, 1, 5, 5, 7, 0x30, 1, 0x86, length];
+        access.extend(responder.as_bytes());
+        let access = CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 1], access);
+        params.custom_extensions = vec![feature, access];
+        let own = params.signed_by(&key, &self.issuer).unwrap().pem();
+        (own + &self.pem, key.serialize_pem())
     }
 
     /// A certificate and its key in one text, so many days old and so many from its end.

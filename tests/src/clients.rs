@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -139,7 +139,7 @@ impl Visitor {
         let roots = Arc::new(Authority::shared().roots());
         let provider = Arc::new(aws_lc_rs::default_provider());
         let inner = WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build().unwrap();
-        let seen = Arc::new(Counting { inner, full: AtomicUsize::new(0) });
+        let seen = Arc::new(Counting { inner, full: AtomicUsize::new(0), word: Mutex::default() });
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .unwrap()
@@ -156,6 +156,11 @@ impl Visitor {
         Visitor { tls, seen }
     }
 
+    /// What the certificate's authority says of it, as it was shown last.
+    pub fn shown_word(&self) -> Vec<u8> {
+        self.seen.word.lock().unwrap().clone()
+    }
+
     /// How often it was shown the gateway's certificate: a session that is resumed has no need of that.
     pub fn full_handshakes(&self) -> usize {
         self.seen.full.load(Ordering::Relaxed)
@@ -166,6 +171,7 @@ impl Visitor {
 struct Counting {
     inner: Arc<WebPkiServerVerifier>,
     full: AtomicUsize,
+    word: Mutex<Vec<u8>>,
 }
 
 impl ServerCertVerifier for Counting {
@@ -178,6 +184,7 @@ impl ServerCertVerifier for Counting {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         self.full.fetch_add(1, Ordering::Relaxed);
+        *self.word.lock().unwrap() = ocsp_response.to_vec();
         self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use foregate_tests::foreign::{finish, program};
 use foregate_tests::pebble::{EAB_KEY, Pebble};
 use foregate_tests::{
-    Authority, Fields, Gateway, Origin, Process, binary, eventually, eventually_async, gateway, origin,
-    shakes_hands_over_quic,
+    Authority, Fields, Gateway, Origin, Process, Version, binary, eventually, eventually_async, gateway, get,
+    origin, shakes_hands_over_quic,
 };
 use serde_json::Value;
 
@@ -253,6 +253,58 @@ async fn an_authority_that_is_down_is_asked_again() {
     pebble.begin().await;
     gw.told(&["reload"]).await;
     serves(&gw, &pebble, "shop.test", "shop").await;
+    gw.stop().await;
+}
+
+/// Whatever an authority says, and if it says nothing, is told and bounded, and what is served is served on.
+#[tokio::test]
+async fn an_authority_that_talks_nonsense_disturbs_nobody() {
+    let authority = origin()
+        .tls("localhost", false)
+        .on("/page", |call| {
+            Box::pin(async move { call.reply(200, &Fields::new(), "<html>welcome</html>").await })
+        })
+        .on("/none", |call| Box::pin(async move { call.reply(404, &Fields::new(), "").await }))
+        .on("/broken", |call| Box::pin(async move { call.reply(500, &Fields::new(), "{}").await }))
+        .on("/empty", |call| Box::pin(async move { call.reply(200, &Fields::new(), "{}").await }))
+        .on("/large", |call| {
+            Box::pin(async move {
+                call.start(200, &Fields::new(), None).await;
+                _ = call.write_pattern(64 << 20).await;
+                call.finish(&Fields::new()).await;
+            })
+        })
+        .on("/silent", |_| Box::pin(std::future::pending()))
+        .start()
+        .await;
+    let gw = begun().await;
+    let before = gw.process.memory("VmRSS");
+    let acme = |path: &str| {
+        format!("[tls.acme]\ndirectory = \"https://localhost:{}{path}\"\nca = \"ca.pem\"\n", authority.port())
+    };
+    gw.edit(|text| format!("{text}{}{}", acme("/page"), site("shop", &["shop.test"])));
+    let mut last = acme("/page");
+    for (path, says) in [
+        ("/page", "no certificate"),
+        ("/none", "no certificate"),
+        ("/broken", "no certificate"),
+        ("/empty", "no certificate"),
+        ("/large", "length limit exceeded"),
+        ("/silent", "no answer within 30s"),
+    ] {
+        gw.edit(|text| text.replace(&last, &acme(path)));
+        last = acme(path);
+        let known = gw.log().having(&["no certificate", says]).len();
+        gw.told(&["reload"]).await;
+        let told = tokio::time::timeout(Duration::from_secs(40), async {
+            while gw.log().having(&["no certificate", says]).len() <= known {
+                assert_eq!(gw.request(Version::H2, get("/").host("other.test")).await.status, 200, "{path}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        assert!(told.await.is_ok(), "{path}: {}", gw.log().text());
+    }
+    assert!(gw.process.memory("VmRSS") < before + (32 << 20), "it is not kept");
     gw.stop().await;
 }
 

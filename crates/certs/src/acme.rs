@@ -19,6 +19,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::question::with_sources;
+
 pub use self::account::Eab;
 pub use self::challenges::Challenges;
 pub use self::demand::Demand;
@@ -180,17 +182,4 @@ fn told(problem: &instant_acme::Problem) -> String {
 /// What kind of problem it is (RFC 8555, section 6.7).
 fn kind(problem: &instant_acme::Problem) -> Option<&str> {
     problem.r#type.as_deref()?.rsplit(':').next()
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let its = source.to_string();
-        if !text.contains(&its) {
-            text += &format!(": {its}");
-        }
-        next = source.source();
-    }
-    text
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
 use rustls::{SignatureAlgorithm, SignatureScheme};
@@ -11,10 +12,14 @@ use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::Facts;
+use crate::ocsp::{self, Question, Staple};
 
 /// A certificate chain, its private key and the names it is good for.
 pub struct Certificate {
     key: Arc<CertifiedKey>,
+    /// The same with what its authority says of it, which changes.
+    shown: ArcSwap<CertifiedKey>,
+    question: Result<Option<Question>, &'static str>,
     names: Vec<String>,
     facts: Option<Facts>,
     covers_all: bool,
@@ -111,8 +116,30 @@ impl Certificate {
         self.key.cert.first()
     }
 
-    pub(crate) fn certified_key(&self) -> &Arc<CertifiedKey> {
-        &self.key
+    pub(crate) fn certified_key(&self) -> Arc<CertifiedKey> {
+        self.shown.load_full()
+    }
+
+    /// Whether its authority's word is to be shown with it (OCSP).
+    #[must_use]
+    pub fn wants_word(&self) -> bool {
+        self.question() != Ok(None)
+    }
+
+    /// Why that cannot be got.
+    #[must_use]
+    pub fn lacks_word(&self) -> Option<&'static str> {
+        self.question().err()
+    }
+
+    pub(crate) fn question(&self) -> Result<Option<&Question>, &'static str> {
+        self.question.as_ref().map(Option::as_ref).map_err(|why| *why)
+    }
+
+    /// Shows it with this from now on.
+    pub(crate) fn staple(&self, staple: Option<Staple>) {
+        let (cert, key) = (self.key.cert.clone(), self.key.key.clone());
+        self.shown.store(Arc::new(CertifiedKey { cert, key, ocsp: staple.map(|staple| staple.der) }));
     }
 
     fn leaf(&self) -> Result<webpki::EndEntityCert<'_>, webpki::Error> {
@@ -153,7 +180,21 @@ impl Certificate {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
             Err(_) => return Err((Which::Key, Problem::Mismatch)),
         }
-        Ok(Certificate { key: Arc::new(key), names, facts, covers_all: false })
+        let key = Arc::new(key);
+        let certificate = Certificate {
+            shown: ArcSwap::new(key.clone()),
+            question: Question::of(&key.cert),
+            key,
+            names,
+            facts,
+            covers_all: false,
+        };
+        if certificate.wants_word()
+            && let Some(staple) = ocsp::last_said(&certificate.fingerprint())
+        {
+            certificate.staple(Some(staple));
+        }
+        Ok(certificate)
     }
 }
 

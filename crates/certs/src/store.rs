@@ -22,6 +22,7 @@ pub struct CertificateStore {
     /// Keyed by what follows the first label: `*.example.com` is found under `example.com`.
     wildcard: HashMap<Box<str>, Shown>,
     default: Shown,
+    wanting_word: Vec<Arc<Certificate>>,
 }
 
 /// The certificates for one name, the preferred first; of each kind of key one.
@@ -68,6 +69,8 @@ impl CertificateStore {
         for (key, shown) in wildcard {
             store.wildcard.entry(key).or_insert(shown);
         }
+        store.wanting_word =
+            store.all().into_iter().map(|(_, one)| one).filter(|one| one.wants_word()).cloned().collect();
         store
     }
 
@@ -97,6 +100,12 @@ impl CertificateStore {
             a.cmp(b).then(rank(one.algorithm()).cmp(&rank(other.algorithm())))
         });
         all
+    }
+
+    /// Those that are to be shown with their authority's word.
+    #[must_use]
+    pub fn wanting_word(&self) -> Vec<Arc<Certificate>> {
+        self.wanting_word.clone()
     }
 
     /// Names clients may ask for, each with the certificate they are shown then; of a wildcard one.
@@ -143,7 +152,7 @@ impl ResolvesServerCert for CertificateStore {
         // rustls hands the name out as the client wrote it; DNS names compare without case.
         let sni = hello.server_name().map(str::to_ascii_lowercase);
         let shown = self.present(sni.as_deref(), hello.signature_schemes());
-        shown.map(|certificate| certificate.certified_key().clone())
+        shown.map(|certificate| certificate.certified_key())
     }
 }
 

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use foregate_certs::Stapler;
 use foregate_certs::acme::{Challenges, Keeper, Plan};
 use foregate_discovery::{Discovery, Found};
 use foregate_edge::{Concern, Gateway, Live};
@@ -95,6 +96,7 @@ pub(crate) struct Control {
     plan: Option<Plan>,
     /// None before it serves, and once it drains.
     keeper: Option<Keeper>,
+    stapler: Option<Stapler>,
     /// Second by second, the requests answered so far, and those of them with a 5xx.
     answers: VecDeque<(u64, u64)>,
     admin: Server,
@@ -179,6 +181,7 @@ impl Control {
             renewal: None,
             plan: loaded.plan,
             keeper: None,
+            stapler: None,
             answers: VecDeque::new(),
             admin,
             store: Store::default(),
@@ -253,6 +256,8 @@ impl Control {
             let keeper = Keeper::begin(Challenges::shared(), state::write, pause);
             keeper.follow(self.plan.take(), false);
             self.keeper = Some(keeper);
+            let live = self.live.clone();
+            self.stapler = Some(Stapler::begin(move || live.load().certificates.wanting_word()));
         }
         self.running.number = match self.origin {
             Origin::File(_) => self.history.add(&self.running.written, "start", "start"),
@@ -408,7 +413,7 @@ impl Control {
         }
         tracing::info!("{name}: draining, at most {:?}", self.live.load().settings.timeouts.drain);
         let gateway = self.gateway.take();
-        (self.watching, self.renewal, self.keeper) = (None, None, None);
+        (self.watching, self.renewal, self.keeper, self.stapler) = (None, None, None, None);
         thread::Builder::new().name("drain".to_owned()).spawn(move || {
             gateway.into_iter().for_each(|gateway| gateway.drain(handed_over));
             _ = done.send(());

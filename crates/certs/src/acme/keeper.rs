@@ -156,8 +156,8 @@ impl Keeping {
                 |(name, site): (&String, &Site)| (name.clone(), site.standing(self.is_running(name)));
             standings.replace(self.sites.iter().map(standing).collect());
             let full = jobs.len() >= AT_A_TIME;
-            let waiting = self.sites.iter().filter(|(name, _)| !full && !self.is_running(name));
-            let next = waiting.map(|(_, site)| site.next()).min();
+            let waiting = self.sites.values().filter(|site| !full && !self.is_busy(&site.wanted));
+            let next = waiting.map(Site::next).min();
             let pause = next
                 .map_or(LOOK, |next| next.duration_since(SystemTime::now()).unwrap_or_default().min(LOOK));
             tokio::select! {
@@ -182,6 +182,12 @@ impl Keeping {
 
     fn is_running(&self, site: &str) -> bool {
         self.running.values().any(|begun| begun.site == site)
+    }
+
+    /// Whether something is under way for it, or for one of its names, which another site may have on another address.
+    fn is_busy(&self, wanted: &Wanted) -> bool {
+        let shares = |begun: &Wanted| begun.hosts.iter().any(|host| wanted.hosts.contains(host));
+        self.running.values().any(|begun| begun.site == wanted.site || shares(begun))
     }
 
     fn follow(&mut self, plan: Option<Plan>, anew: bool) {
@@ -244,51 +250,27 @@ impl Keeping {
     }
 
     fn begin_what_is_due(&mut self, jobs: &mut JoinSet<Done>) {
-        let Some(settings) = &self.settings else { return };
+        let Some(settings) = self.settings.clone() else { return };
         let now = SystemTime::now();
-        let Keeping { sites, running, .. } = self;
-        sites.values_mut().for_each(|site| site.heed_clock(now));
-        let is_idle = |site: &&Site| running.values().all(|begun| begun.site != site.wanted.site);
-        let mut due: Vec<_> = sites.values().filter(|site| site.next() <= now).filter(is_idle).collect();
+        self.sites.values_mut().for_each(|site| site.heed_clock(now));
+        let mut due: Vec<_> = self.sites.values().filter(|site| site.next() <= now).collect();
         // Visitors can make up what is on demand.
         due.sort_by_key(|site| (site.wanted.on_demand, site.next()));
-        due.truncate(AT_A_TIME.saturating_sub(jobs.len()));
-        for site in due {
-            let (client, challenges, keep) = (self.client.clone(), self.challenges.clone(), self.keep);
-            let (settings, wanted, failures) = (settings.clone(), site.wanted.clone(), site.failures);
-            let begun = wanted.clone();
-            let job = if site.due <= now {
-                let (hosts, directory) = (wanted.hosts.join(" "), &settings.directory);
-                if !wanted.on_demand {
-                    tracing::info!(site = wanted.site, hosts, directory, "a certificate is ordered");
-                }
+        let due: Vec<_> =
+            due.into_iter().map(|site| (site.wanted.clone(), site.failures, site.due <= now)).collect();
+        for (wanted, failures, is_order) in due {
+            if jobs.len() >= AT_A_TIME {
+                break;
+            }
+            if self.is_busy(&wanted) {
+                continue;
+            }
+            let (client, keep) = (self.client.clone(), self.keep);
+            let (settings, begun) = (settings.clone(), wanted.clone());
+            let job = if is_order {
+                let challenges = self.challenges.clone();
                 jobs.spawn_local(async move {
-                    if let (true, Some(address)) = (wanted.on_demand, &settings.ask) {
-                        match ask::is_allowed(address, &hosts).await {
-                            Ok(true) => {
-                                let directory = &settings.directory;
-                                tracing::info!(
-                                    site = wanted.site,
-                                    hosts,
-                                    directory,
-                                    "a certificate is ordered"
-                                );
-                            }
-                            Ok(false) => return Done::Refused,
-                            Err(trouble) => return Done::Ordered(Err(trouble)),
-                        }
-                    }
-                    let ordered = async {
-                        let known = obtain(&client, &settings, keep).await?;
-                        let turned = settings.turned(failures);
-                        order::obtain(&known, &turned, &wanted, &challenges, keep).await
-                    };
-                    let ordered = ordered.await;
-                    if ordered.as_ref().is_err_and(|trouble| trouble.account_is_lost) {
-                        *client.lock().await = None;
-                        account::forget(&settings);
-                    }
-                    Done::Ordered(ordered)
+                    ordered(&client, &settings, &wanted, failures, &challenges, keep).await
                 })
             } else {
                 jobs.spawn_local(async move {
@@ -451,6 +433,36 @@ async fn obtain(client: &Mutex<Known>, settings: &Settings, keep: Keep) -> Resul
     let client = Rc::new(Client::obtain(settings, keep).await?);
     *known = Some((settings.clone(), client.clone()));
     Ok(client)
+}
+
+/// What comes of an order.
+async fn ordered(
+    client: &Mutex<Known>,
+    settings: &Settings,
+    wanted: &Wanted,
+    failures: u32,
+    challenges: &Arc<Challenges>,
+    keep: Keep,
+) -> Done {
+    let (hosts, directory) = (wanted.hosts.join(" "), &settings.directory);
+    if let (true, Some(address)) = (wanted.on_demand, &settings.ask) {
+        match ask::is_allowed(address, &hosts).await {
+            Ok(true) => {}
+            Ok(false) => return Done::Refused,
+            Err(trouble) => return Done::Ordered(Err(trouble)),
+        }
+    }
+    tracing::info!(site = wanted.site, hosts, directory, "a certificate is ordered");
+    let ordered = async {
+        let known = obtain(client, settings, keep).await?;
+        order::obtain(&known, &settings.turned(failures), wanted, challenges, keep).await
+    };
+    let ordered = ordered.await;
+    if ordered.as_ref().is_err_and(|trouble| trouble.account_is_lost) {
+        *client.lock().await = None;
+        account::forget(settings);
+    }
+    Done::Ordered(ordered)
 }
 
 /// What the authority thinks of a certificate (RFC 9773).

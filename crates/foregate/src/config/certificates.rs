@@ -113,7 +113,7 @@ impl Opened<'_> {
         let pair = self.pairs.entry((cert.clone(), key.clone())).or_insert_with(|| {
             let error = match Pair::load(cert, key) {
                 Ok(pair) => {
-                    warn_of_age(pair.certificate.as_deref(), files, problems);
+                    warn_of_refusal(pair.certificate.as_deref(), files, problems);
                     return Some(pair);
                 }
                 Err(error) => error,
@@ -132,7 +132,15 @@ impl Opened<'_> {
 }
 
 /// Clients refuse it, and nobody may have meant that.
-fn warn_of_age(certificate: Option<&Certificate>, files: &CertificateFiles, problems: &Problems) {
+fn warn_of_refusal(certificate: Option<&Certificate>, files: &CertificateFiles, problems: &Problems) {
+    if let Some(why) = certificate.and_then(Certificate::lacks_word) {
+        let message = format!(
+            "the certificate in {} is to be shown with its authority's word (OCSP): {why}",
+            files.cert.value.display()
+        );
+        let help = "some clients refuse it without: append the authority's certificate, or have one issued without must-staple";
+        problems.push(Problem::warning(files.cert.place, message).help(help));
+    }
     let Some(facts) = certificate.and_then(Certificate::facts) else { return };
     let (now, file) = (SystemTime::now(), files.cert.value.display());
     let day = |time| humantime::format_rfc3339_seconds(time);
