@@ -65,7 +65,8 @@ def _rows(options, scene, load, sides, rounds, seconds):
     yield from cases.users(load, sides, versions, rounds, seconds, [] if options.quick else cases.BESIDE)
     if not options.quick:
         yield from cases.sites(load, scene, rounds, seconds)
-        yield from cases.idle(load, scene, sides, versions, options.idle)
+        if options.idle:
+            yield from cases.idle(load, scene, sides, versions, options.idle)
 
 
 def _options():
