@@ -144,6 +144,18 @@ async fn it_is_there_after_a_restart_without_a_new_order() {
     gw.told(&["reload"]).await;
     let after = eventually("a new one", || fs::read(&file).ok()).await;
     assert_ne!(after, before);
+    // An address that changes is told, and nothing is ordered for that.
+    for email in ["ops@a.example", "other@a.example"] {
+        gw.edit(|text| {
+            let kept = text.lines().filter(|line| !line.starts_with("email = "));
+            let text: String = kept.map(|line| format!("{line}\n")).collect();
+            text.replace("[tls.acme]\n", &format!("[tls.acme]\nemail = \"{email}\"\n"))
+        });
+        gw.told(&["reload"]).await;
+        let told = || gw.log().having(&["the authority knows the new address", email]).pop();
+        eventually("it is told", told).await;
+    }
+    assert!(gw.log().having(&["does not take"]).is_empty());
     gw.stop().await;
 }
 

@@ -12,6 +12,9 @@ use instant_acme::{Account, AccountCredentials, ExternalAccountKey, NewAccount};
 use super::client::{Https, NotBefore};
 use super::{Keep, Settings, Trouble};
 
+/// Where it is noted what address the authority has.
+const CONTACT: &str = "contact";
+
 /// What binds the account to one that the authority knows already (RFC 8555, section 7.3.4).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Eab {
@@ -39,12 +42,31 @@ impl Client {
         let https = Https::new(settings.ca.as_deref(), not_before.clone())?;
         let builder = Account::builder_with_http(Box::new(https));
         let file = file_of(settings);
+        let contact: Vec<String> = settings.email.iter().map(|email| format!("mailto:{email}")).collect();
+        let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
         let found = match kept(settings) {
-            Ok(Some(credentials)) => builder.from_credentials(credentials).await,
+            Ok(Some(credentials)) => match builder.from_credentials(credentials).await {
+                Ok(account) => {
+                    if told(settings).as_deref() != Some(&contact.join(" ")) {
+                        // Without it a certificate is ordered all the same.
+                        match account.update_contacts(&contact).await {
+                            Ok(()) => {
+                                tracing::info!(
+                                    contact = contact.join(" "),
+                                    "the authority knows the new address"
+                                );
+                                note(settings, &contact, keep);
+                            }
+                            Err(error) => {
+                                tracing::warn!(%error, "the authority does not take the new `email`")
+                            }
+                        }
+                    }
+                    Ok(account)
+                }
+                Err(error) => Err(error),
+            },
             Ok(None) => {
-                let contact: Vec<String> =
-                    settings.email.iter().map(|email| format!("mailto:{email}")).collect();
-                let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
                 let new = NewAccount {
                     contact: &contact,
                     terms_of_service_agreed: true,
@@ -57,6 +79,7 @@ impl Client {
                         let text = serde_json::to_vec(&credentials)
                             .map_err(|error| Trouble::new(error.to_string()))?;
                         keep(&file, &text).map_err(|error| Trouble::unwritten(&file, &error))?;
+                        note(settings, &contact, keep);
                         tracing::info!(
                             account = account.id(),
                             directory = settings.directory,
@@ -97,6 +120,19 @@ fn asked(not_before: &NotBefore) -> Option<SystemTime> {
 
 fn file_of(settings: &Settings) -> PathBuf {
     settings.folder.join("account.json")
+}
+
+/// The address that the authority has been told.
+fn told(settings: &Settings) -> Option<String> {
+    fs::read_to_string(settings.folder.join(CONTACT)).ok()
+}
+
+fn note(settings: &Settings, contact: &[&str], keep: Keep) {
+    let file = settings.folder.join(CONTACT);
+    if let Err(error) = keep(&file, contact.join(" ").as_bytes()) {
+        // It is told once more.
+        tracing::warn!(%error, "{} cannot be written", file.display());
+    }
 }
 
 fn kept(settings: &Settings) -> Result<Option<AccountCredentials>, String> {
