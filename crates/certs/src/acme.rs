@@ -89,6 +89,17 @@ impl Wanted {
         }
     }
 
+    /// Whether it is for a name that the other is for too.
+    fn shares(&self, other: &Wanted) -> bool {
+        self.hosts.iter().any(|host| other.hosts.contains(host))
+    }
+
+    /// Whether it is for this name, itself or by a wildcard.
+    fn is_for(&self, host: &str) -> bool {
+        let parent = host.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+        self.hosts.iter().any(|own| own == host || Some(own) == parent.as_ref())
+    }
+
     /// Where it is noted what has been ordered, beside the files that are shown.
     fn note(&self) -> PathBuf {
         match (self.hosts.first(), self.file.parent().and_then(Path::parent)) {

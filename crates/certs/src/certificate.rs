@@ -136,6 +136,10 @@ impl Certificate {
         self.question.as_ref().map(Option::as_ref).map_err(|why| *why)
     }
 
+    pub(crate) fn is_stapled(&self) -> bool {
+        self.shown.load().ocsp.is_some()
+    }
+
     /// Shows it with this from now on.
     pub(crate) fn staple(&self, staple: Option<Staple>) {
         let (cert, key) = (self.key.cert.clone(), self.key.key.clone());

@@ -54,6 +54,8 @@ pub(crate) struct Worker {
     /// The ports of HTTP/3 among them.
     pub(crate) entrances: RefCell<Vec<Rc<Entrance>>>,
     dice: Cell<u64>,
+    /// Clients that wait for a certificate to be made.
+    pub(crate) demanding: Cell<usize>,
     /// Requests that were answered, and those of them with a 5xx.
     answers: Cell<(u64, u64)>,
     /// The second in which lines about strangers were last written, and how many.
@@ -130,6 +132,7 @@ impl Worker {
         let prepared = Rc::new(Prepared::new(reader.current(), &advertising, &diagnostics)?);
         Ok(Rc::new(Worker {
             said: Cell::new((0, 0)),
+            demanding: Cell::new(0),
             answers: Cell::new((0, 0)),
             client: Client::default(),
             connections,

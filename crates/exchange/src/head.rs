@@ -83,8 +83,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
                 !["close", "keep-alive", "upgrade"].iter().any(|word| name.eq_ignore_ascii_case(word))
             })
             .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
-            // A peer must not be able to take away what every message needs.
-            .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+            // A peer must not be able to take away what every message needs, nor who it has proven to be.
+            .filter(|name| *name != HOST && *name != CONTENT_LENGTH && !is_identity(name.as_str()))
             .collect();
         for name in named {
             headers.remove(name);
@@ -459,6 +459,10 @@ mod tests {
         identify(&mut headers, Some(&shown));
         let told = [("x-client-cert-subject", "CN=alice"), ("x-client-cert-fingerprint", "0f")];
         assert_eq!(headers, map(&[&others[..], &told].concat()));
+        headers.insert(CONNECTION, HeaderValue::from_static("x-client-cert-subject, cookie"));
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers.get(X_CLIENT_CERT_SUBJECT).unwrap(), "CN=alice");
+        assert!(!headers.contains_key(COOKIE));
         let mut trailers = map(&claims);
         strip_trailers(&mut trailers);
         assert!(trailers.is_empty(), "{trailers:?}");

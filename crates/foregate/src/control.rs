@@ -257,7 +257,9 @@ impl Control {
             keeper.follow(self.plan.take(), false);
             self.keeper = Some(keeper);
             let live = self.live.clone();
-            self.stapler = Some(Stapler::begin(move || live.load().certificates.wanting_word()));
+            let folder = self.running.state_dir.join("ocsp");
+            let shown = move || live.load().certificates.wanting_word();
+            self.stapler = Some(Stapler::begin(folder, state::write, shown));
         }
         self.running.number = match self.origin {
             Origin::File(_) => self.history.add(&self.running.written, "start", "start"),

@@ -24,6 +24,8 @@ pub(crate) struct Pair {
     pub(crate) certificate: Option<Arc<Certificate>>,
     /// The site whose certificate is ordered from an authority.
     pub(crate) ordered_for: Option<String>,
+    /// The gateway writes it itself, whole or not at all.
+    pub(crate) is_ours: bool,
     /// As both were before they were read.
     looks: [Look; 2],
 }
@@ -34,13 +36,20 @@ impl Pair {
     pub(crate) fn load(cert: &Path, key: &Path) -> Result<Pair, CertificateError> {
         let looks = [cert, key].map(look_at);
         let certificate = Some(Arc::new(Certificate::load(cert, key)?));
-        Ok(Pair { cert: cert.to_owned(), key: key.to_owned(), certificate, ordered_for: None, looks })
+        let (cert, key) = (cert.to_owned(), key.to_owned());
+        Ok(Pair { cert, key, certificate, ordered_for: None, is_ours: false, looks })
     }
 
     /// Files that somebody else reads, who is to read them again when they have changed.
     pub(crate) fn watched(cert: &Path, key: &Path) -> Pair {
         let looks = [cert, key].map(look_at);
-        Pair { cert: cert.to_owned(), key: key.to_owned(), certificate: None, ordered_for: None, looks }
+        let (cert, key) = (cert.to_owned(), key.to_owned());
+        Pair { cert, key, certificate: None, ordered_for: None, is_ours: false, looks }
+    }
+
+    /// A folder to which the gateway itself adds certificates.
+    pub(crate) fn folder(path: &Path) -> Pair {
+        Pair { is_ours: true, ..Pair::watched(path, path) }
     }
 
     /// What an authority has issued for a site: chain and key in one file, which need not be there yet.
@@ -57,7 +66,8 @@ impl Pair {
             },
         };
         let ordered_for = Some(site.to_owned());
-        (Pair { cert: file.to_owned(), key: file.to_owned(), certificate, ordered_for, looks }, result)
+        let (cert, key) = (file.to_owned(), file.to_owned());
+        (Pair { cert, key, certificate, ordered_for, is_ours: true, looks }, result)
     }
 
     pub(crate) fn is_of(&self, cert: &Path, key: &Path) -> bool {

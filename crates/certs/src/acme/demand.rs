@@ -12,6 +12,10 @@ use tokio::sync::Notify;
 const MOST: usize = 4096;
 /// An order that has not come to its end by then is nobody's any more.
 const LONGEST: Duration = Duration::from_secs(10 * 60);
+/// How long it takes at most until what was issued is shown.
+const SHOWN: Duration = Duration::from_secs(60);
+/// How often room is made at most: it takes a look at all names.
+const CLEARING: Duration = Duration::from_secs(1);
 
 /// One for the process.
 #[derive(Default)]
@@ -24,6 +28,8 @@ pub struct Demand {
 #[derive(Default)]
 struct Names {
     known: HashMap<Box<str>, State>,
+    /// When room was last made.
+    cleared: Option<Instant>,
     /// For the keeper.
     new: Vec<Box<str>>,
 }
@@ -52,11 +58,8 @@ impl Demand {
         if let Some(state) = names.known.get(name).filter(|state| now < state.until) {
             return !state.refused;
         }
-        if names.known.len() >= MOST {
-            names.known.retain(|_, state| now < state.until);
-            if names.known.len() >= MOST {
-                return false;
-            }
+        if names.known.len() >= MOST && !names.make_room(now) {
+            return false;
         }
         names.known.insert(name.into(), State { refused: false, until: now + LONGEST });
         names.new.push(name.into());
@@ -82,6 +85,17 @@ impl Demand {
         self.lock().known.insert(name.into(), state);
     }
 
+    /// Whoever asks for this name is heard again.
+    pub(super) fn forget(&self, name: &str) {
+        self.lock().known.remove(name);
+    }
+
+    /// There is a certificate for this name, which will be shown in a moment.
+    pub(super) fn issued_for(&self, name: &str) {
+        let state = State { refused: false, until: Instant::now() + SHOWN };
+        self.lock().known.insert(name.into(), state);
+    }
+
     /// There is a new certificate, also for a site that has been written down.
     pub(super) fn announce(&self) {
         self.issued.notify_one();
@@ -95,6 +109,21 @@ impl Demand {
     fn lock(&self) -> std::sync::MutexGuard<'_, Names> {
         // What is within is whole after each step.
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Names {
+    /// What is refused is only asked about once more if it is forgotten; so refusals make room for names that may be real.
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.cleared.is_some_and(|cleared| now < cleared + CLEARING) {
+            return false;
+        }
+        self.cleared = Some(now);
+        self.known.retain(|_, state| now < state.until);
+        if self.known.len() >= MOST {
+            self.known.retain(|_, state| !state.refused);
+        }
+        self.known.len() < MOST
     }
 }
 
@@ -121,6 +150,12 @@ mod tests {
             let _ = demand.asked(&format!("{number}.test"), now);
         }
         assert_eq!(demand.lock().known.len(), MOST);
-        assert!(!demand.asked("late.test", now) && demand.asked("late.test", now + LONGEST));
+        let later = now + CLEARING * 2;
+        assert!(!demand.asked("late.test", later), "all of them may be real");
+        demand.refuse("7.test", Duration::from_secs(60));
+        assert!(!demand.asked("late.test", later), "it is not looked for room each time");
+        assert!(demand.asked("late.test", later + CLEARING * 2), "that one is not");
+        demand.forget("8.test");
+        assert!(demand.asked("more.test", later) && demand.asked("last.test", now + LONGEST));
     }
 }

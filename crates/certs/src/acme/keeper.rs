@@ -27,7 +27,7 @@ const AT_A_TIME: usize = 4;
 const ON_DEMAND: usize = 100;
 /// For how long a name is refused that is not allowed, and a certificate that is there is not renewed.
 const REFUSED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 60 * 60));
-/// Orders for a name that may fail before nobody tries any more, unless it is asked for again: that is after a day.
+/// Orders for a name that may fail before nobody tries any more, unless it is asked for again: that is after some hours.
 const GIVEN_UP: u32 = 6;
 /// What strangers can make the keeper write to the log.
 const LINES_PER_SECOND: u32 = 10;
@@ -138,6 +138,8 @@ enum Done {
     Ordered(Result<(), Trouble>),
     /// There is to be none for this name.
     Refused,
+    /// Nobody has said whether there is to be one.
+    Unsaid(Trouble),
     Asked(Result<Opinion, Trouble>),
 }
 
@@ -186,8 +188,7 @@ impl Keeping {
 
     /// Whether something is under way for it, or for one of its names, which another site may have on another address.
     fn is_busy(&self, wanted: &Wanted) -> bool {
-        let shares = |begun: &Wanted| begun.hosts.iter().any(|host| wanted.hosts.contains(host));
-        self.running.values().any(|begun| begun.site == wanted.site || shares(begun))
+        self.running.values().any(|begun| begun.site == wanted.site || begun.shares(wanted))
     }
 
     fn follow(&mut self, plan: Option<Plan>, anew: bool) {
@@ -213,7 +214,14 @@ impl Keeping {
         }
         // Those that are not there yet are in no plan.
         let demanded = self.settings.as_ref().is_some_and(|settings| !changed && settings.ask.is_some());
-        self.sites.extend(before.into_iter().filter(|(_, site)| demanded && site.is_awaited()));
+        for (name, site) in before.into_iter().filter(|(_, site)| site.is_awaited()) {
+            let own = |one: &Site| one.wanted.hosts.iter().any(|host| site.wanted.is_for(host));
+            if demanded && !self.sites.values().any(own) {
+                self.sites.insert(name, site);
+            } else {
+                site.wanted.hosts.iter().for_each(|host| self.demand.forget(host));
+            }
+        }
         self.look();
     }
 
@@ -224,7 +232,7 @@ impl Keeping {
             return self.demand.refuse(name, REFUSED.0);
         };
         if let Some(site) = self.sites.get(&wanted.site) {
-            if site.failures > 0 {
+            if site.failures > 0 && !self.is_running(&wanted.site) {
                 self.demand.refuse(name, site.due.duration_since(SystemTime::now()).unwrap_or_default());
             }
             return;
@@ -254,17 +262,18 @@ impl Keeping {
         let now = SystemTime::now();
         self.sites.values_mut().for_each(|site| site.heed_clock(now));
         let mut due: Vec<_> = self.sites.values().filter(|site| site.next() <= now).collect();
-        // Visitors can make up what is on demand.
-        due.sort_by_key(|site| (site.wanted.on_demand, site.next()));
-        let due: Vec<_> =
-            due.into_iter().map(|site| (site.wanted.clone(), site.failures, site.due <= now)).collect();
-        for (wanted, failures, is_order) in due {
-            if jobs.len() >= AT_A_TIME {
+        // Orders first, and visitors can make up what is on demand.
+        due.sort_by_key(|site| (site.due > now, site.wanted.on_demand, site.next()));
+        let mut picked: Vec<(Wanted, u32, bool)> = Vec::new();
+        for site in due {
+            if jobs.len() + picked.len() >= AT_A_TIME {
                 break;
             }
-            if self.is_busy(&wanted) {
-                continue;
+            if !self.is_busy(&site.wanted) && !picked.iter().any(|(other, ..)| other.shares(&site.wanted)) {
+                picked.push((site.wanted.clone(), site.failures, site.due <= now));
             }
+        }
+        for (wanted, failures, is_order) in picked {
             let (client, keep) = (self.client.clone(), self.keep);
             let (settings, begun) = (settings.clone(), wanted.clone());
             let job = if is_order {
@@ -291,6 +300,9 @@ impl Keeping {
         let ordered = matches!(done, Done::Ordered(Ok(())));
         if ordered {
             tracing::info!(site = name, hosts, "there is a new certificate");
+            if begun.on_demand {
+                self.demand.issued_for(&hosts);
+            }
             self.demand.announce();
         }
         // It may have been taken out of the configuration meanwhile.
@@ -300,11 +312,10 @@ impl Keeping {
         match done {
             Done::Ordered(Ok(())) => {}
             Done::Refused => {
-                let is_good = site.seen.is_some() && now < site.latest;
                 if may_say(&mut self.said, now) {
                     tracing::info!(name = hosts, "no certificate on demand: it is not allowed");
                 }
-                if is_good {
+                if site.is_good(now) {
                     site.due = now + REFUSED.1;
                 } else {
                     // What has expired is shown no more.
@@ -314,7 +325,15 @@ impl Keeping {
                 }
                 return;
             }
-            Done::Ordered(Err(trouble)) => {
+            Done::Unsaid(trouble) if site.is_awaited() => {
+                if may_say(&mut self.said, now) {
+                    tracing::error!(name = hosts, "no certificate on demand: {trouble}");
+                }
+                self.demand.refuse(&hosts, REFUSED.0);
+                self.sites.remove(name);
+                return;
+            }
+            Done::Ordered(Err(trouble)) | Done::Unsaid(trouble) => {
                 site.failures = site.failures.saturating_add(1);
                 let longest = now + LONGEST_REST;
                 site.not_before = trouble.not_before.map(|time| time.min(longest)).filter(|time| *time > now);
@@ -326,9 +345,9 @@ impl Keeping {
                 let failures = site.failures;
                 tracing::error!(site = name, hosts, failures, next_in_s, "no certificate: {trouble}");
                 site.trouble = Some(trouble.message);
-                if begun.on_demand {
+                if site.is_awaited() {
                     self.demand.refuse(&hosts, site.due.duration_since(now).unwrap_or_default());
-                    if site.is_awaited() && site.failures >= GIVEN_UP {
+                    if site.failures >= GIVEN_UP {
                         self.sites.remove(name);
                         return;
                     }
@@ -340,7 +359,8 @@ impl Keeping {
                     let least = site.not_before.max(site.floor);
                     site.due = least.map_or(wished, |time| time.max(wished));
                 }
-                site.ask = again.map(|again| now + again.clamp(ASKING.0, ASKING.1));
+                site.ask =
+                    again.map(|again| now + again.clamp(ASKING.0, ASKING.1).mul_f64(1.0 + dice() / 10.0));
             }
             Done::Asked(Err(trouble)) => {
                 tracing::debug!(site = name, "when to renew the certificate is not known: {trouble}");
@@ -388,6 +408,12 @@ impl Site {
             self.due = self.due.min(now + LONGEST_REST);
         }
         self.ask = self.ask.map(|ask| ask.min(now + ASKING.1));
+    }
+
+    /// Whether what is there has not expired.
+    fn is_good(&self, now: SystemTime) -> bool {
+        let kept = Certificate::load(&self.wanted.file, &self.wanted.file).ok();
+        kept.as_ref().and_then(Certificate::facts).is_some_and(|facts| now < facts.not_after)
     }
 
     /// A visitor has asked for it, and there is none yet.
@@ -449,7 +475,7 @@ async fn ordered(
         match ask::is_allowed(address, &hosts).await {
             Ok(true) => {}
             Ok(false) => return Done::Refused,
-            Err(trouble) => return Done::Ordered(Err(trouble)),
+            Err(trouble) => return Done::Unsaid(trouble),
         }
     }
     tracing::info!(site = wanted.site, hosts, directory, "a certificate is ordered");

@@ -17,8 +17,8 @@ use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
 use rustls::server::{Accepted, Acceptor};
 
+use crate::Live;
 use crate::terms::Terms;
-use crate::{Live, demand};
 
 /// The type of the client's first message (RFC 8446, section 4).
 const CLIENT_HELLO: u8 = 1;
@@ -119,10 +119,6 @@ impl Unheard {
     fn terms(&self) -> Option<Terms> {
         let accepted = parse(&self.hello)?;
         let hello = accepted.client_hello();
-        if let Some(name) = hello.server_name() {
-            // There is no waiting here: clients come by TCP meanwhile.
-            demand::ask(&self.from.live, &name.to_ascii_lowercase(), self.from.local);
-        }
         let From { live, local, .. } = &self.from;
         Some(Terms::of(live, hello.server_name(), hello.signature_schemes(), *local))
     }

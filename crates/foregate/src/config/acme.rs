@@ -162,7 +162,9 @@ fn address(text: &str) -> Result<String, Misfit> {
         Misfit::new(format!("\"{text}\" is not an http or https address"))
             .help("one such as \"http://10.0.0.5:9000/allowed\"; it is asked with ?domain=NAME")
     };
-    uri.filter(|_| !text.contains('#')).map(|_| text.to_owned()).ok_or_else(misfit)
+    // It would be sent to nobody.
+    let names_user = |uri: &Uri| uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    uri.filter(|uri| !text.contains('#') && !names_user(uri)).map(|_| text.to_owned()).ok_or_else(misfit)
 }
 
 fn eab(table: Table<'_>) -> Option<Eab> {

@@ -1,7 +1,7 @@
 //! Which certificate every host is shown, and what to do about hosts that have none.
 
 use std::cell::LazyCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -266,7 +266,7 @@ impl Gathered<'_> {
         }
         if let Some(ask) = &acme.on_demand {
             if any_host(sites) {
-                wanted.extend(self.made_on_demand(&folder, sites));
+                wanted.extend(self.made_on_demand(&folder, &server.state_dir, sites, &earlier));
             } else {
                 let problem =
                     Problem::warning(ask.place, "no site has the host \"*\": nobody asks for other names");
@@ -278,30 +278,45 @@ impl Gathered<'_> {
     }
 
     /// Shows what has been made for names that visitors have asked for, and has it renewed. What is added is shown as well.
-    fn made_on_demand(&mut self, folder: &Path, sites: &[(&SiteDraft, SiteLayer)]) -> Vec<Wanted> {
+    fn made_on_demand(
+        &mut self,
+        folder: &Path,
+        state_dir: &Path,
+        sites: &[(&SiteDraft, SiteLayer)],
+        earlier: &[Arc<Certificate>],
+    ) -> Vec<Wanted> {
         let folder = on_demand_folder(folder);
-        self.ordered.push(Pair::watched(&folder, &folder));
+        self.ordered.push(Pair::folder(&folder));
         let named: HashSet<&HostPattern> =
             sites.iter().flat_map(|(site, _)| &site.hosts).map(|host| &host.value).collect();
+        // Another authority is to issue the next one, and until it has, the one before will do.
+        let everywhere =
+            files_in(&state_dir.join("acme")).flat_map(|authority| files_in(&on_demand_folder(&authority)));
+        let names: BTreeSet<String> = everywhere
+            .filter(|file| file.extension().is_some_and(|ending| ending == "pem"))
+            .filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned()))
+            .collect();
         let mut wanted = Vec::new();
-        for file in files_in(&folder).filter(|file| file.extension().is_some_and(|ending| ending == "pem")) {
-            let name = file.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        for name in names {
             let Ok(host) = super::host::pattern(&name) else { continue };
-            // It has become a site's own.
             let parent = name.split_once('.').map(|(_, parent)| HostPattern::Wildcard(parent.into()));
-            if self.covered(&host)
-                || [Some(&host), parent.as_ref()].into_iter().flatten().any(|one| named.contains(one))
-            {
+            let is_named =
+                [Some(&host), parent.as_ref()].into_iter().flatten().any(|one| named.contains(one));
+            // It may have become a site's own.
+            if is_named || self.covered(&host) {
                 continue;
             }
-            let site = on_demand_site(&name);
+            let (site, file) = (on_demand_site(&name), folder.join(format!("{name}.pem")));
             let (pair, loaded) = Pair::ordered(&file, &site);
             if let Err(error) = loaded {
-                tracing::warn!("{error}; a new one is ordered when it is asked for");
+                tracing::warn!("{error}; a new one is ordered");
             }
-            if let Some(certificate) = &pair.certificate {
+            let shown = pair.certificate.clone();
+            if let Some(certificate) =
+                shown.or_else(|| earlier.iter().find(|one| one.is_named(&name)).cloned())
+            {
                 self.provided.insert(host.clone());
-                self.by_host.push((host, certificate.clone()));
+                self.by_host.push((host, certificate));
             }
             self.ordered.push(pair);
             wanted.push(Wanted { site, hosts: vec![name], file, on_demand: true });

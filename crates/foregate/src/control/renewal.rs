@@ -57,13 +57,16 @@ async fn attend(pairs: Pairs, live: Publisher<Live>, asks: UnboundedSender<Ask>)
             () = demand.issued() => true,
         };
         let all = pairs.borrow().clone();
+        let ours = all.iter().filter(|pair| pair.is_ours).map(|pair| (pair.cert.clone(), pair.key.clone()));
+        let ours: HashSet<_> = if issued { ours.collect() } else { HashSet::new() };
         let begun = Instant::now();
         let Ok(now) = spawn_blocking(move || changes(&all)).await else { return };
         pause = LOOK.max(begun.elapsed() * REST);
         // Chain and key are written one after the other.
         let before = std::mem::replace(&mut last, now.clone());
         // What we have written ourselves is whole.
-        let settled = now.iter().filter(|(pair, looks)| issued || before.get(*pair) == Some(*looks));
+        let whole = |pair: &(PathBuf, PathBuf)| issued && ours.contains(pair);
+        let settled = now.iter().filter(|(pair, looks)| whole(pair) || before.get(*pair) == Some(*looks));
         let settled: BTreeMap<_, _> = settled.map(|(pair, looks)| (pair.clone(), *looks)).collect();
         let mut due = settled.iter().any(|(pair, looks)| tried.get(pair) != Some(looks));
         if ages_due <= Instant::now() {

@@ -406,6 +406,7 @@ fn certificates_are_made_on_demand_where_somebody_says_for_whom() {
         ("on_demand = { ask = \"10.0.0.5:9000\" }", "is not an http or https address"),
         ("on_demand = { ask = \"ftp://a.test/\" }", "is not an http or https address"),
         ("on_demand = \"http://a.test/\"", "must be a table"),
+        ("on_demand = { ask = \"http://me:secret@a.test/\" }", "is not an http or https address"),
     ] {
         let told = folder.refused(&text(acme, "\"*\""));
         assert!(told.contains(says), "{told}");
