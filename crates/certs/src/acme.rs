@@ -19,6 +19,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use foregate_routing::HostPattern;
+
 use crate::question::with_sources;
 
 pub use self::account::Eab;
@@ -96,8 +98,8 @@ impl Wanted {
 
     /// Whether it is for this name, itself or by a wildcard.
     fn is_for(&self, host: &str) -> bool {
-        let parent = host.split_once('.').map(|(_, parent)| format!("*.{parent}"));
-        self.hosts.iter().any(|own| own == host || Some(own) == parent.as_ref())
+        let wildcard = HostPattern::over(host).map(|wildcard| wildcard.to_string());
+        self.hosts.iter().any(|own| own == host || Some(own) == wildcard.as_ref())
     }
 
     /// Where it is noted what has been ordered, beside the files that are shown.

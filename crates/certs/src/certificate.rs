@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use foregate_routing::HostPattern;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
 use rustls::{SignatureAlgorithm, SignatureScheme};
@@ -75,7 +76,7 @@ impl Certificate {
     /// Whether a name that may be a wildcard is one that it was issued for, itself or by a wildcard.
     #[must_use]
     pub fn is_named(&self, name: &str) -> bool {
-        let wildcard = || name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+        let wildcard = || HostPattern::over(name).map(|wildcard| wildcard.to_string());
         let named = |name: &str| self.names.iter().any(|one| one == name);
         named(name) || !name.starts_with("*.") && wildcard().is_some_and(|wildcard| named(&wildcard))
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use foregate_routing::HostPattern;
+use foregate_routing::{HostPattern, parent_of};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{SignatureAlgorithm, SignatureScheme};
@@ -77,7 +77,7 @@ impl CertificateStore {
     /// The certificates for a host given in lower case, the preferred first, not considering the default.
     #[must_use]
     pub fn find(&self, host: &str) -> &[Arc<Certificate>] {
-        let by_wildcard = || host.split_once('.').and_then(|(_, parent)| self.wildcard.get(parent));
+        let by_wildcard = || parent_of(host).and_then(|parent| self.wildcard.get(parent));
         self.exact.get(host).or_else(by_wildcard).map_or(&[], Vec::as_slice)
     }
 

@@ -1,20 +1,10 @@
 //! Certificates and keys in files, and whether those have changed since they were read.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use foregate_certs::{Certificate, CertificateError};
-
-/// What tells one state of a file from another: device, inode, length and time of the last change. None: it is not there.
-pub(crate) type Look = Option<(u64, u64, u64, i64, i64)>;
-
-/// Links are followed: what counts is what they lead to.
-pub(crate) fn look_at(path: &Path) -> Look {
-    let found = fs::metadata(path).ok()?;
-    Some((found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
-}
+pub(crate) use foregate_certs::{Look, look_at};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Pair {

@@ -39,6 +39,11 @@ pub enum HostError {
 }
 
 impl HostPattern {
+    /// The wildcard that a host is under: `*.example.com` for `www.example.com`.
+    pub fn over(host: &str) -> Option<HostPattern> {
+        parent_of(host).map(|parent| HostPattern::Wildcard(parent.into()))
+    }
+
     /// Compiles a host of a configuration. It may be written in upper case and with a trailing dot; IPv6
     /// literals with or without brackets.
     pub fn parse(text: &str) -> Result<HostPattern, HostError> {
@@ -94,7 +99,7 @@ fn exact(name: String) -> HostPattern {
 }
 
 /// The host without its first label: what a wildcard is looked up by.
-pub(crate) fn parent_of(host: &str) -> Option<&str> {
+pub fn parent_of(host: &str) -> Option<&str> {
     host.split_once('.').map(|(_, parent)| parent)
 }
 

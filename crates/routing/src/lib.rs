@@ -38,7 +38,7 @@ pub use balance::{Balance, UnknownBalance};
 pub use circuit::{Entry, Mark, Outlier};
 pub use duty::Duty;
 pub use endpoint::{Address, Endpoint, InFlight, Memory, State, Vitals};
-pub use host::{HostError, HostPattern, normalise_host};
+pub use host::{HostError, HostPattern, normalise_host, parent_of};
 pub use path::{PathError, PathPattern, normalise_path};
 pub use pool::{
     Agent, Deviation, HashOn, HealthCheck, Member, MemberSpec, Pick, Pool, PoolSpec, Probe, Secret, Sticky,

@@ -19,7 +19,7 @@ use super::account::Client;
 use super::{
     Challenges, Demand, Keep, Plan, Settings, Standing, Trouble, Wanted, account, ask, order, schedule,
 };
-use crate::Certificate;
+use crate::{Certificate, Look, look_at};
 
 /// Orders and questions at a time.
 const AT_A_TIME: usize = 4;
@@ -129,9 +129,6 @@ struct Site {
     /// One has just been made, and the next one is not made at once however short its certificate lives.
     floor: Option<SystemTime>,
 }
-
-/// What tells one state of a file from another: its length, and when it was changed.
-type Look = Option<(u64, Option<SystemTime>)>;
 
 /// What came of something.
 enum Done {
@@ -441,11 +438,6 @@ fn may_say(said: &mut (u64, u32), now: SystemTime) -> bool {
     let second = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     *said = (second, if said.0 == second { said.1.saturating_add(1) } else { 1 });
     said.1 <= LINES_PER_SECOND
-}
-
-fn look_at(file: &Path) -> Look {
-    let found = fs::metadata(file).ok()?;
-    Some((found.len(), found.modified().ok()))
 }
 
 /// The account that all share, made by whoever needs it first.

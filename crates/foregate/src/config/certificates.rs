@@ -188,7 +188,7 @@ impl Gathered<'_> {
         let listed = |name: &str| self.names.contains(name);
         match host {
             HostPattern::Exact(name) => {
-                listed(name) || name.split_once('.').is_some_and(|(_, parent)| listed(&format!("*.{parent}")))
+                listed(name) || HostPattern::over(name).is_some_and(|wildcard| listed(&wildcard.to_string()))
             }
             HostPattern::Wildcard(parent) => listed(&format!("*.{parent}")),
             HostPattern::Any => false,
@@ -257,7 +257,7 @@ impl Gathered<'_> {
             hosts.dedup();
             // Some authorities refuse what a wildcard beside it covers.
             let all = hosts.clone();
-            let by_wildcard = |host: &str| host.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+            let by_wildcard = |host: &str| HostPattern::over(host).map(|wildcard| wildcard.to_string());
             hosts.retain(|host| {
                 host.starts_with("*.") || by_wildcard(host).is_none_or(|wildcard| !all.contains(&wildcard))
             });
@@ -299,9 +299,8 @@ impl Gathered<'_> {
         let mut wanted = Vec::new();
         for name in names {
             let Ok(host) = super::host::pattern(&name) else { continue };
-            let parent = name.split_once('.').map(|(_, parent)| HostPattern::Wildcard(parent.into()));
             let is_named =
-                [Some(&host), parent.as_ref()].into_iter().flatten().any(|one| named.contains(one));
+                named.contains(&host) || HostPattern::over(&name).is_some_and(|one| named.contains(&one));
             // It may have become a site's own.
             if is_named || self.covered(&host) {
                 continue;
@@ -382,9 +381,8 @@ impl Gathered<'_> {
 
     /// Whether an authority is to issue one for it.
     fn awaits(&self, host: &str) -> bool {
-        let wildcard = host.split_once('.').map(|(_, parent)| HostPattern::Wildcard(parent.into()));
         self.awaited.contains(&HostPattern::Exact(host.into()))
-            || wildcard.is_some_and(|wildcard| self.awaited.contains(&wildcard))
+            || HostPattern::over(host).is_some_and(|wildcard| self.awaited.contains(&wildcard))
     }
 
     /// `any`: certificates are made on demand.
