@@ -3,6 +3,7 @@
 //! Every status the gateway gives to a request that could be parsed is born here or in [`forward`]. It
 //! does not know which HTTP version the client or the VM speaks.
 
+mod attempts;
 mod client;
 mod forward;
 mod hedge;

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use foregate_exchange::head::{self, Origin};
 use foregate_exchange::{Body, Failure, Kind, Side, clock};
 use foregate_routing::{
-    Address, Cause, Entry, HeaderEdit, InFlight, Matched, Member, Pick, Pool, Repetition, RequestView, Sleep,
-    UpstreamHost, Variables, Verdict,
+    Address, Cause, Entry, HeaderEdit, InFlight, Matched, Pick, Pool, RequestView, Sleep, UpstreamHost,
+    Variables,
 };
 use foregate_upstream::{Link, Outgoing, SendError, Transport};
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, SET_COOKIE, TE, UPGRADE};
@@ -23,6 +23,7 @@ use http_body_util::BodyExt;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
+use super::attempts::{Attempt, Attempts, Failed, Made};
 use super::hedge::{Outcome, Spare};
 use super::{Interim, edit};
 use crate::Concern;
@@ -103,21 +104,14 @@ impl Forwarding<'_> {
             idle_timeout: policy.timeouts.idle,
         };
 
-        let mut tried: Vec<usize> = Vec::new();
-        // Told when it is known whether another attempt follows.
-        let mut failed: Option<Failed<'_>> = None;
-        // What the client gets if no other VM does better.
-        let mut refused: Option<Response<Body>> = None;
-        let mut repetition: Option<Repetition<'_>> = None;
+        let mut attempts = Attempts::new(pool, again);
         let mut without = Without::Usable;
-        // Whose last failure said nothing of it.
-        let mut excused: Option<usize> = None;
         for left in (0..=pool.retry.attempts).rev() {
             let carried = cookies.as_ref().unwrap_or(&outgoing.headers);
             // Whoever holds on to what one VM has said does not wait for another.
-            let pick = match refused {
-                Some(_) => self.pick_now(pool, key, carried, &tried).ok_or(Without::Usable),
-                None => self.pick(pool, key, carried, &tried).await,
+            let pick = match attempts.refused {
+                Some(_) => self.pick_now(pool, key, carried, &attempts.tried).ok_or(Without::Usable),
+                None => self.pick(pool, key, carried, &attempts.tried).await,
             };
             let Pick { member, index, entry, in_flight } = match pick {
                 Ok(pick) => pick,
@@ -127,7 +121,7 @@ impl Forwarding<'_> {
                 }
             };
             let now = clock::now_nanos();
-            if let Some(failed) = failed.take() {
+            if let Some(failed) = attempts.failed.take() {
                 self.report(pool, &failed, true);
             }
             let endpoint = &member.endpoint;
@@ -135,24 +129,15 @@ impl Forwarding<'_> {
             let mut attempt = Attempt { member, index, entry, cookie, begun: now };
             let link = match self.worker.client.connect(endpoint, transport, self.upgrade.is_some()).await {
                 Ok(link) => link,
-                Err(failure) => {
-                    let unreachable = cause(failure.kind()) == Some(Cause::Connect);
-                    failed = Some(Failed { member, failure });
-                    if !unreachable {
-                        break;
-                    }
-                    judge(pool, &attempt, false, clock::now_nanos());
-                    if !pool.retry.covers(Cause::Connect) {
-                        break;
-                    }
-                    tried.push(index);
-                    continue;
-                }
+                Err(failure) => match attempts.unconnected(&attempt, failure, clock::now_nanos()) {
+                    true => continue,
+                    false => break,
+                },
             };
             let (reused, leaves_fields) = (link.reused(), link.leaves_fields());
             // Not only where the method allows it: a VM may be just closing the connection, or not look at the request.
             let may_repeat = left > 0;
-            let hedge_after = again.as_ref().and_then(|again| {
+            let hedge_after = attempts.again.as_ref().and_then(|again| {
                 // Two at a time do no harm where nothing is changed, a trial is to be heard to its end, and who is stuck to
                 // a VM is to stay there.
                 let may = self.method.is_safe()
@@ -168,7 +153,7 @@ impl Forwarding<'_> {
                 // A new connection has taken time.
                 attempt.begun = clock::now_nanos();
             }
-            let may_leave = may_repeat && again.is_some() && pool.retry.covers(Cause::Timeout);
+            let may_leave = may_repeat && attempts.again.is_some() && pool.retry.covers(Cause::Timeout);
             let begin = |patience| self.worker.waits.begin(endpoint, attempt.begun, patience);
             let waiting = pool.patience().map(begin);
             let leaves = waiting.as_ref().filter(|_| may_leave);
@@ -177,7 +162,7 @@ impl Forwarding<'_> {
                 outgoing: outgoing.twin(headers.clone(), Body::from(again)),
                 key,
                 carried: cookies.as_ref().unwrap_or(headers),
-                tried: tried.iter().copied().chain([index]).collect(),
+                tried: attempts.tried.iter().copied().chain([index]).collect(),
                 after,
                 reused,
             });
@@ -187,78 +172,31 @@ impl Forwarding<'_> {
                 Some(spare) => Box::pin(self.hedge(pool, attempt, sending, spare)).await,
                 None => Outcome { attempt, answer: sending.await, other: None },
             };
-            tried.extend(other);
+            attempts.tried.extend(other);
             let has_left = leaves.is_some_and(Waiting::has_left);
             if let Some(waiting) = waiting.as_ref().filter(|_| attempt.index != index) {
                 // Somebody else was faster; whether it hangs is to be found out all the same.
                 waiting.linger();
             }
-            let now = clock::now_nanos();
+            let (made, now) = (Made { reused, leaves_fields, has_left, may_repeat }, clock::now_nanos());
             let body = match answer {
                 Ok(response) => {
-                    let took = Duration::from_nanos(now.saturating_sub(attempt.begun));
-                    let vitals = &attempt.member.endpoint.vitals;
-                    vitals.observe_latency(took, now);
-                    pool.observe(took);
-                    let well = judge_answer(pool, &attempt, &response, now);
-                    if response.body().is_end_stream() || matches!(response.body(), Body::Full(_)) {
-                        vitals.cut(false);
-                    }
+                    let well = attempts.answered(&attempt, &response, now);
                     let response = self.receive(response, pool, attempt.index, attempt.cookie);
                     if well {
                         return Ok(response);
                     }
-                    refused.get_or_insert(response);
-                    let Some(again) = again.clone().filter(|_| left > 0) else { break };
-                    drop(repetition.take());
-                    repetition = pool.repeat();
-                    if repetition.is_none() {
-                        break;
-                    }
-                    tried.push(attempt.index);
-                    Body::from(again)
+                    attempts.refused(attempt.index, response, made)
                 }
-                Err(error) => {
-                    let blames_vm = error.blames_vm();
-                    let SendError { failure, unsent, refused } = error;
-                    let cause = cause(failure.kind());
-                    // A stale connection says nothing about its VM.
-                    let untouched = unsent.is_some();
-                    let stale =
-                        reused && !refused && failure.kind() == Kind::Reset && (leaves_fields || untouched);
-                    if blames_vm && !stale {
-                        judge(pool, &attempt, false, now);
-                    }
-                    let covered = stale || cause.is_some_and(|cause| pool.retry.covers(cause));
-                    let body = unsent.or_else(|| again.clone().filter(|_| covered).map(Body::from));
-                    failed = Some(Failed { member: attempt.member, failure });
-                    let Some(body) = body.filter(|_| may_repeat) else { break };
-                    if !(stale || untouched) {
-                        drop(repetition.take());
-                        // Where the VM is dead nothing is done twice.
-                        repetition = if has_left { None } else { pool.repeat() };
-                        if repetition.is_none() && !has_left {
-                            break;
-                        }
-                        // An only VM may do better on a new connection.
-                        if !(reused && pool.members().len() == 1) {
-                            tried.push(attempt.index);
-                        }
-                    } else if pool.members().len() > 1
-                        && (refused || excused.replace(attempt.index) == Some(attempt.index))
-                    {
-                        // All the connections of one that has just died are stale, and there may be many.
-                        tried.push(attempt.index);
-                    }
-                    body
-                }
+                Err(error) => attempts.failed(attempt, error, made, now),
             };
+            let Some(body) = body else { break };
             outgoing.body = body;
             if let Some(copy) = copy {
                 outgoing.headers = copy;
             }
         }
-        drop(repetition);
+        let (refused, failed) = attempts.end();
         if let Some(failed) = &failed {
             self.report(pool, failed, false);
         }
@@ -584,16 +522,6 @@ enum Without {
     Time,
 }
 
-/// What a pool's `retry.on` calls a failure; none: it is the client's.
-fn cause(kind: Kind) -> Option<Cause> {
-    match kind {
-        Kind::Resolve | Kind::Connect | Kind::ConnectTimeout | Kind::Tls => Some(Cause::Connect),
-        Kind::Reset | Kind::BadResponse | Kind::Truncated => Some(Cause::Reset),
-        Kind::HeadTimeout | Kind::BodyTimeout => Some(Cause::Timeout),
-        Kind::ClientGone | Kind::ClientBody | Kind::ClientBodyTimeout | Kind::ClientBodyTooLarge => None,
-    }
-}
-
 /// Reads a short body, so that it can be sent twice; a long one, or one with trailers, cannot.
 async fn keep(body: Body) -> Result<(Body, Option<Bytes>), Failure> {
     if body.size_hint().exact().is_none_or(|length| length > KEPT) {
@@ -605,59 +533,6 @@ async fn keep(body: Body) -> Result<(Body, Option<Bytes>), Failure> {
     }
     let bytes = read.to_bytes();
     Ok((Body::from(bytes.clone()), Some(bytes)))
-}
-
-/// One VM that is asked.
-pub(super) struct Attempt<'p> {
-    pub(super) member: &'p Member,
-    pub(super) index: usize,
-    pub(super) entry: Entry,
-    /// What its answer sets, so that the client comes back.
-    pub(super) cookie: Option<HeaderValue>,
-    /// Nanoseconds, when it had a connection.
-    pub(super) begun: u64,
-}
-
-/// Takes in how an attempt went.
-pub(super) fn judge(pool: &Pool, attempt: &Attempt<'_>, well: bool, now: u64) {
-    if let Some(verdict) = pool.judge(attempt.index, attempt.entry, well, now) {
-        announce(pool, attempt.member, verdict);
-    }
-}
-
-/// Takes in what a VM has answered; whether that is well.
-fn judge_answer(pool: &Pool, attempt: &Attempt<'_>, response: &Response<Body>, now: u64) -> bool {
-    let well = !pool.retry.covers(Cause::Status(response.status()));
-    let mut verdict = pool.judge(attempt.index, attempt.entry, well, now);
-    if let (false, Some(Verdict::SetAside(_))) = (well, verdict)
-        && let Some(rest) = head::retry_after(response.headers())
-    {
-        verdict = pool.let_rest(attempt.index, rest, now);
-    }
-    if let Some(verdict) = verdict {
-        announce(pool, attempt.member, verdict);
-    }
-    well
-}
-
-/// Says what live traffic has changed.
-fn announce(pool: &Pool, member: &Member, verdict: Verdict) {
-    let (pool, backend, address) = (&*pool.name, &*member.name, &member.endpoint.address);
-    match verdict {
-        Verdict::SetAside(time) => {
-            tracing::warn!(pool, backend, %address, ?time, "backend is set aside: its requests fail");
-        }
-        Verdict::Restored => tracing::info!(pool, backend, %address, "backend takes part again"),
-        Verdict::AllFail => {
-            tracing::error!(pool, backend, "every backend fails: those that were set aside take part again");
-        }
-    }
-}
-
-/// An attempt that brought no response.
-struct Failed<'p> {
-    member: &'p Member,
-    failure: Failure,
 }
 
 fn cookies_of(headers: &HeaderMap) -> HeaderMap {

@@ -12,7 +12,8 @@ use foregate_upstream::{Outgoing, SendError, Transport};
 use http::{HeaderMap, Response};
 use tokio::time::sleep;
 
-use super::forward::{Attempt, Forwarding, judge};
+use super::attempts::{Attempt, judge};
+use super::forward::Forwarding;
 
 /// What an attempt, or two of them, came to.
 pub(super) struct Outcome<'p> {
