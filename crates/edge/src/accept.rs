@@ -97,11 +97,12 @@ async fn tls(
     let limit = worker.current().settings.timeouts.handshake;
     let handshake = async {
         let begun = Instant::now();
-        let start = in_time(limit, hello(&worker, stream)).await?;
+        // Boxed, as what follows is: each takes much room, and for a short time.
+        let start = in_time(limit, Box::pin(hello(&worker, stream))).await?;
         let left = limit.map(|limit| limit.saturating_sub(begun.elapsed()));
         // Whoever waits for us is not slow.
         demand::certificate(&worker, start.client_hello().server_name(), local.ip()).await;
-        in_time(left, answer(&worker, start, local)).await
+        in_time(left, Box::pin(answer(&worker, start, local))).await
     };
     let (stream, tls) = match handshake.await {
         Ok(done) => done,
