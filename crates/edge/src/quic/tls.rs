@@ -159,7 +159,12 @@ fn parse(hello: &[u8]) -> Option<Accepted> {
 
 impl Session for Chosen {
     fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
-        let Some(unheard) = &mut self.unheard else { return self.session.read_handshake(buf) };
+        let Some(unheard) = &mut self.unheard else {
+            return match self.terms {
+                Some(_) => self.session.read_handshake(buf),
+                None => Err(refused(INTERNAL_ERROR, "there is nothing to choose from")),
+            };
+        };
         unheard.hello.extend_from_slice(buf);
         if !unheard.is_whole()? {
             return Ok(false);
