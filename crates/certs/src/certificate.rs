@@ -257,14 +257,22 @@ enum Problem {
     Mismatch,
 }
 
+/// Why a file cannot be read, and what to do.
+pub(crate) fn unread(f: &mut fmt::Formatter<'_>, path: &Path, error: &std::io::Error) -> fmt::Result {
+    let path = path.display();
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            write!(f, "{path} cannot be read: permission denied; let the user that runs foregate read it")
+        }
+        _ => write!(f, "{path} cannot be read: {error}"),
+    }
+}
+
 impl fmt::Display for CertificateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
         match &self.problem {
-            Problem::Read(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                write!(f, "{path} cannot be read: permission denied; let the user that runs foregate read it")
-            }
-            Problem::Read(error) => write!(f, "{path} cannot be read: {error}"),
+            Problem::Read(error) => unread(f, &self.path, error),
             Problem::Pem(error) => write!(f, "{path} is not valid PEM: {error}"),
             Problem::Empty => write!(
                 f,

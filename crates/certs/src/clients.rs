@@ -17,6 +17,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 
+use crate::certificate::unread;
 use crate::facts::time;
 use crate::identity::Identity;
 
@@ -235,10 +236,7 @@ impl fmt::Display for ClientAuthError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
         match &self.problem {
-            Problem::Read(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                write!(f, "{path} cannot be read: permission denied; let the user that runs foregate read it")
-            }
-            Problem::Read(error) => write!(f, "{path} cannot be read: {error}"),
+            Problem::Read(error) => unread(f, &self.path, error),
             Problem::Pem(error) => write!(f, "{path} is not valid PEM: {error}"),
             Problem::NoAuthority => write!(
                 f,
