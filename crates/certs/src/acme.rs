@@ -19,8 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use foregate_routing::HostPattern;
-
+use crate::certificate::is_among;
 use crate::question::with_sources;
 
 pub use self::account::Eab;
@@ -98,8 +97,7 @@ impl Wanted {
 
     /// Whether it is for this name, itself or by a wildcard.
     fn is_for(&self, host: &str) -> bool {
-        let wildcard = HostPattern::over(host).map(|wildcard| wildcard.to_string());
-        self.hosts.iter().any(|own| own == host || Some(own) == wildcard.as_ref())
+        is_among(&self.hosts, host)
     }
 
     /// Where it is noted what has been ordered, beside the files that are shown.

@@ -76,9 +76,7 @@ impl Certificate {
     /// Whether a name that may be a wildcard is one that it was issued for, itself or by a wildcard.
     #[must_use]
     pub fn is_named(&self, name: &str) -> bool {
-        let wildcard = || HostPattern::over(name).map(|wildcard| wildcard.to_string());
-        let named = |name: &str| self.names.iter().any(|one| one == name);
-        named(name) || !name.starts_with("*.") && wildcard().is_some_and(|wildcard| named(&wildcard))
+        is_among(&self.names, name)
     }
 
     /// Who has issued it, and how long it is good, if that can be read.
@@ -255,6 +253,13 @@ enum Problem {
     X509(webpki::Error),
     Key(rustls::Error),
     Mismatch,
+}
+
+/// Whether a name that may be a wildcard is one of these, itself or by a wildcard.
+pub(crate) fn is_among(names: &[String], name: &str) -> bool {
+    let named = |name: &str| names.iter().any(|one| one == name);
+    let wildcard = || HostPattern::over(name).is_some_and(|wildcard| named(&wildcard.to_string()));
+    named(name) || !name.starts_with("*.") && wildcard()
 }
 
 /// Why a file cannot be read, and what to do.

@@ -1,5 +1,6 @@
 //! Who clients are: by whom they must be certified, and what their certificates say of them.
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub struct ClientAuth {
 pub struct ListFacts {
     /// A distinguished name.
     pub issuer: String,
+    /// The same as it stands there.
+    name: Vec<u8>,
     pub since: SystemTime,
     /// When there should be a newer one.
     pub until: Option<SystemTime>,
@@ -53,15 +56,17 @@ impl ClientAuth {
     pub fn load(ca: &Path, crl: Option<&Path>, required: bool) -> Result<ClientAuth, ClientAuthError> {
         let read = |path: &Path| std::fs::read(path).map_err(|error| wrong(path, Problem::Read(error)));
         let authorities = authorities(&read(ca)?).map_err(|problem| wrong(ca, problem))?;
-        let mut lists = match crl {
+        let lists = match crl {
             Some(path) => (revoked(&read(path)?)).map_err(|problem| wrong(path, problem))?,
             None => Vec::new(),
         };
         // Of several by one authority the first is taken, and that should be the newest.
-        lists.sort_by_key(|list| std::cmp::Reverse(facts_of(list).map(|facts| facts.since)));
+        let mut lists: Vec<_> = lists.into_iter().map(|list| (facts_of(&list), list)).collect();
+        lists.sort_by_key(|(facts, _)| Reverse(facts.as_ref().map(|facts| facts.since)));
+        let (facts, lists): (Vec<_>, Vec<_>) = lists.into_iter().unzip();
+        let facts: Vec<ListFacts> = facts.into_iter().flatten().collect();
         let rules = ClientRules { digest: digest(&authorities, &lists, required), required };
-        let warnings = vain(&authorities, &lists, crl);
-        let facts = lists.iter().filter_map(|list| facts_of(list)).collect();
+        let warnings = vain(&authorities, &facts, crl);
         let mut roots = RootCertStore::empty();
         let hints: usize = authorities.iter().map(|authority| authority.len()).sum();
         for authority in authorities {
@@ -162,21 +167,16 @@ fn facts_of(list: &[u8]) -> Option<ListFacts> {
     let (_, list) = CertificateRevocationList::from_der(list).ok()?;
     Some(ListFacts {
         issuer: list.issuer().to_string(),
+        name: list.issuer().as_raw().to_vec(),
         since: time(list.last_update().timestamp()),
         until: list.next_update().map(|until| time(until.timestamp())),
     })
 }
 
 /// Authorities that have expired, lists that are out of date, and authorities without one.
-fn vain(
-    authorities: &[CertificateDer<'_>],
-    lists: &[CertificateRevocationListDer<'_>],
-    crl: Option<&Path>,
-) -> Vec<String> {
+fn vain(authorities: &[CertificateDer<'_>], lists: &[ListFacts], crl: Option<&Path>) -> Vec<String> {
     let (mut warnings, now) = (Vec::new(), SystemTime::now());
-    let parsed: Vec<_> =
-        lists.iter().filter_map(|list| Some(CertificateRevocationList::from_der(list).ok()?.1)).collect();
-    for facts in lists.iter().filter_map(|list| facts_of(list)) {
+    for facts in lists {
         if facts.until.is_some_and(|until| until < now) {
             warnings.push(format!(
                 "the revocation list of {} is out of date: its clients are refused until there is a newer one",
@@ -191,9 +191,7 @@ fn vain(
             warnings
                 .push(format!("the authority {subject} has expired: its clients are let in all the same"));
         }
-        if let Some(path) =
-            crl.filter(|_| parsed.iter().all(|list| list.issuer().as_raw() != subject.as_raw()))
-        {
+        if let Some(path) = crl.filter(|_| lists.iter().all(|list| list.name != subject.as_raw())) {
             warnings.push(format!(
                 "{} holds no revocation list of {subject}: the clients it has certified itself are refused",
                 path.display()

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
@@ -72,6 +72,11 @@ impl Question {
     /// # Errors
     /// It does, and nobody can be asked.
     pub(crate) fn of(chain: &[CertificateDer<'_>]) -> Result<Option<Question>, &'static str> {
+        // Nearly none has such an extension, and looking for its name is cheaper than taking them all apart.
+        let name = TLS_FEATURE.as_bytes();
+        if !chain.first().is_some_and(|leaf| leaf.windows(name.len()).any(|window| window == name)) {
+            return Ok(None);
+        }
         let read = |der: &CertificateDer<'_>| x509_cert::Certificate::from_der(der).ok();
         let Some(leaf) = chain.first().and_then(read) else { return Ok(None) };
         let extension = |id| {
@@ -136,7 +141,6 @@ impl Question {
                 let why = "the certificate is REVOKED: clients will refuse it".to_owned();
                 return Err(Silence { why, is_final: true });
             }
-
             CertStatus::Unknown(_) => return Err(other("it does not know the certificate")),
         }
         let time = |time: OcspGeneralizedTime| UNIX_EPOCH + time.0.to_unix_duration();
@@ -179,19 +183,14 @@ impl Staple {
 }
 
 /// By the certificate's fingerprint: who is read anew has it still.
-fn known() -> &'static Mutex<HashMap<String, Staple>> {
+fn known() -> MutexGuard<'static, HashMap<String, Staple>> {
     static KNOWN: OnceLock<Mutex<HashMap<String, Staple>>> = OnceLock::new();
-    KNOWN.get_or_init(Mutex::default)
+    KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What was last said of this certificate.
 pub(crate) fn last_said(fingerprint: &str) -> Option<Staple> {
-    let known = known().lock().unwrap_or_else(PoisonError::into_inner);
-    known.get(fingerprint).filter(|staple| staple.is_good(SystemTime::now())).cloned()
-}
-
-fn remember(fingerprint: &str, staple: Staple) {
-    known().lock().unwrap_or_else(PoisonError::into_inner).insert(fingerprint.to_owned(), staple);
+    known().get(fingerprint).filter(|staple| staple.is_good(SystemTime::now())).cloned()
 }
 
 /// Asks in time, until it is dropped.
@@ -279,7 +278,7 @@ impl<S: Fn() -> Vec<Arc<Certificate>>> Stapling<S> {
             self.next.keys().filter(|known| shown.iter().all(|(one, _)| one != *known)).cloned().collect();
         for fingerprint in gone {
             self.next.remove(&fingerprint);
-            known().lock().unwrap_or_else(PoisonError::into_inner).remove(&fingerprint);
+            known().remove(&fingerprint);
             _ = fs::remove_file(self.file_of(&fingerprint));
         }
     }
@@ -290,7 +289,7 @@ impl<S: Fn() -> Vec<Arc<Certificate>>> Stapling<S> {
         let staple = kept.and_then(|answer| question.read(&answer, now).ok());
         self.next.insert(fingerprint.to_owned(), staple.as_ref().map_or(now, |staple| staple.due(now)));
         if let Some(staple) = staple {
-            remember(fingerprint, staple);
+            known().insert(fingerprint.to_owned(), staple);
         }
     }
 
@@ -310,12 +309,12 @@ impl<S: Fn() -> Vec<Arc<Certificate>>> Stapling<S> {
                 }
                 show(Some(&staple));
                 let due = staple.due(now);
-                remember(&fingerprint, staple);
+                known().insert(fingerprint.clone(), staple);
                 due
             }
             Err(silence) => {
                 if silence.is_final {
-                    known().lock().unwrap_or_else(PoisonError::into_inner).remove(&fingerprint);
+                    known().remove(&fingerprint);
                     _ = fs::remove_file(self.file_of(&fingerprint));
                 }
                 let why = silence.why;

@@ -69,8 +69,11 @@ impl CertificateStore {
         for (key, shown) in wildcard {
             store.wildcard.entry(key).or_insert(shown);
         }
-        store.wanting_word =
-            store.all().into_iter().map(|(_, one)| one).filter(|one| one.wants_word()).cloned().collect();
+        let shown = store.exact.values().chain(store.wildcard.values()).chain([&store.default]).flatten();
+        let mut wanting_word: Vec<_> = shown.filter(|one| one.wants_word()).cloned().collect();
+        wanting_word.sort_by_key(Arc::as_ptr);
+        wanting_word.dedup_by_key(|one| Arc::as_ptr(one));
+        store.wanting_word = wanting_word;
         store
     }
 

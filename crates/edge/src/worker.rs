@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use foregate_certs::TlsServer;
 use foregate_certs::acme::Challenges;
-use foregate_exchange::clock;
+use foregate_exchange::sparing::Sparing;
 use foregate_routing::{Held, Reader};
 use foregate_upstream::Client;
 use http::{HeaderValue, StatusCode};
@@ -29,8 +29,6 @@ use crate::settings::AltSvc;
 use crate::streams::Turns;
 use crate::waits::Waits;
 
-/// What strangers can make a worker write to its log.
-const LINES_PER_SECOND: u32 = 10;
 /// How rustls says that a client's certificate is missing, or not good. Over QUIC its words are all there is.
 const OF_THE_CLIENT: [&str; 3] =
     ["peer sent no certificates", "invalid peer certificate", "invalid certificate revocation list"];
@@ -58,8 +56,7 @@ pub(crate) struct Worker {
     pub(crate) demanding: Cell<usize>,
     /// Requests that were answered, and those of them with a 5xx.
     answers: Cell<(u64, u64)>,
-    /// The second in which lines about strangers were last written, and how many.
-    said: Cell<(u64, u32)>,
+    said: Sparing,
 }
 
 /// A snapshot with what a worker derives from it once.
@@ -131,7 +128,7 @@ impl Worker {
         let mut reader = live.reader();
         let prepared = Rc::new(Prepared::new(reader.current(), &advertising, &diagnostics)?);
         Ok(Rc::new(Worker {
-            said: Cell::new((0, 0)),
+            said: Sparing::default(),
             demanding: Cell::new(0),
             answers: Cell::new((0, 0)),
             client: Client::default(),
@@ -183,11 +180,7 @@ impl Worker {
 
     /// Whether one more line about what some stranger sent may be written: a flood must not fill the log.
     pub(crate) fn may_log(&self) -> bool {
-        let second = clock::now_nanos() / 1_000_000_000;
-        let (of, lines) = self.said.get();
-        let lines = if of == second { lines + 1 } else { 1 };
-        self.said.set((second, lines));
-        lines <= LINES_PER_SECOND
+        self.said.may_say()
     }
 
     /// A handshake has come to nothing. Where that is for the client's certificate somebody will ask why.

@@ -10,6 +10,7 @@ mod failure;
 pub mod head;
 pub mod http1;
 pub mod reading;
+pub mod sparing;
 pub mod tunnel;
 
 pub use body::Body;

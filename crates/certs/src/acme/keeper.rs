@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use foregate_exchange::sparing::Sparing;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -29,8 +30,6 @@ const ON_DEMAND: usize = 100;
 const REFUSED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 60 * 60));
 /// Orders for a name that may fail before nobody tries any more, unless it is asked for again: that is after some hours.
 const GIVEN_UP: u32 = 6;
-/// What strangers can make the keeper write to the log.
-const LINES_PER_SECOND: u32 = 10;
 /// However long nothing is due: clocks are set.
 const LOOK: Duration = Duration::from_secs(60 * 60);
 /// Between two orders for a site that went well, however short their certificates live.
@@ -66,7 +65,7 @@ impl Keeper {
             settings: None,
             sites: BTreeMap::new(),
             running: HashMap::new(),
-            said: (0, 0),
+            said: Sparing::default(),
         };
         let own = standings.clone();
         let task = spawn_local(async move {
@@ -108,8 +107,8 @@ struct Keeping {
     sites: BTreeMap<String, Site>,
     /// What is under way, also for sites that are not looked after any more: nothing is begun twice.
     running: HashMap<Id, Wanted>,
-    /// The second in which lines about names that strangers made up were last written, and how many.
-    said: (u64, u32),
+    /// Of names that strangers have made up.
+    said: Sparing,
 }
 
 /// One certificate to be looked after.
@@ -235,7 +234,7 @@ impl Keeping {
             return;
         }
         if self.sites.values().filter(|site| site.is_awaited()).count() >= ON_DEMAND {
-            if may_say(&mut self.said, SystemTime::now()) {
+            if self.said.may_say() {
                 tracing::warn!(name, "no certificate on demand: {ON_DEMAND} others are waited for already");
             }
             return self.demand.refuse(name, REFUSED.0);
@@ -309,7 +308,7 @@ impl Keeping {
         match done {
             Done::Ordered(Ok(())) => {}
             Done::Refused => {
-                if may_say(&mut self.said, now) {
+                if self.said.may_say() {
                     tracing::info!(name = hosts, "no certificate on demand: it is not allowed");
                 }
                 if site.is_good(now) {
@@ -323,7 +322,7 @@ impl Keeping {
                 return;
             }
             Done::Unsaid(trouble) if site.is_awaited() => {
-                if may_say(&mut self.said, now) {
+                if self.said.may_say() {
                     tracing::error!(name = hosts, "no certificate on demand: {trouble}");
                 }
                 self.demand.refuse(&hosts, REFUSED.0);
@@ -431,13 +430,6 @@ impl Site {
             trouble: self.trouble.clone(),
         }
     }
-}
-
-/// Whether one more line about what strangers ask for may be written: a flood must not fill the log.
-fn may_say(said: &mut (u64, u32), now: SystemTime) -> bool {
-    let second = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    *said = (second, if said.0 == second { said.1.saturating_add(1) } else { 1 });
-    said.1 <= LINES_PER_SECOND
 }
 
 /// The account that all share, made by whoever needs it first.

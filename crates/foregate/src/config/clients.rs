@@ -22,7 +22,7 @@ pub(super) struct Clients<'p> {
     /// Nothing but files has changed, so what cannot be used any more is kept as it was.
     renews: bool,
     opened: HashMap<Asked, Option<Arc<ClientAuth>>>,
-    pub(super) watched: Vec<Pair>,
+    watched: Vec<Pair>,
     problems: &'p Problems,
 }
 
